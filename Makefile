@@ -1,0 +1,47 @@
+# Everything runs in .venv, made from requirements.lock; only Python >= 3.11 (with venv) and make are needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Trust the machine's certificate store, as pip and curl do: uv alone would not.
+export UV_SYSTEM_CERTS := 1
+# Compiled once at installation; else each of Airflow's processes compiles all of it anew.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: setup demo test check lock clean help
+
+help:
+	@echo "make demo    run an example DAG on a throw-away Airflow with a stand-in API and S3"
+	@echo "make test    all tests but the long random kills"
+	@echo "make check   lint, format and types"
+	@echo "make lock    resolve requirements.lock anew"
+
+setup: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep -oE '^uv==[0-9.]+' requirements.lock)"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --compile-bytecode -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python -m airflow_provider_gptimg.sandbox $(if $(KEEP),--keep)
+
+test: $(READY)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock: $(READY)
+	echo "apache-airflow>=3.3,<3.4" | $(BIN)/uv pip compile pyproject.toml --extra sandbox --group dev \
+		--constraint - --universal --python-version 3.11 --upgrade --generate-hashes --quiet \
+		--no-emit-index-url --no-emit-package airflow-provider-gptimg --no-annotate --no-header \
+		--output-file requirements.lock
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache gptimg-out
