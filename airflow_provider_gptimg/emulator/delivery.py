@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Holds", "deliver", "foreign_answer", "lose"]
 
-_PAGE = (
-    "<!DOCTYPE html><html><head><title>{0}</title></head><body><center><h1>{0}</h1></center></body></html>\n"
-)
+_PAGE = "<!DOCTYPE html><html><head><title>{0}</title></head><body><center><h1>{0}</h1></center></body></html>\n"
 _CHUNK = 64 * 1024
 
 
@@ -78,9 +76,7 @@ def lose(request: web.Request) -> web.Response:
     return web.Response()
 
 
-async def deliver(
-    request: web.Request, answer: web.Response, fault: Fault, holds: Holds
-) -> web.StreamResponse:
+async def deliver(request: web.Request, answer: web.Response, fault: Fault, holds: Holds) -> web.StreamResponse:
     """Send the API's answer the way the fault wants it."""
     body = answer.body if isinstance(answer.body, bytes) else b""
     half = len(body) // 2
@@ -107,9 +103,7 @@ async def deliver(
     return answer
 
 
-async def _begun(
-    request: web.Request, answer: web.Response, start: bytes, length: int | None
-) -> web.StreamResponse:
+async def _begun(request: web.Request, answer: web.Response, start: bytes, length: int | None) -> web.StreamResponse:
     """Send the status, the headers and the body's start; a length of None means chunked."""
     stream = web.StreamResponse(status=answer.status)
     stream.content_type = answer.content_type
@@ -122,9 +116,7 @@ async def _begun(
     return stream
 
 
-async def _broken_off(
-    request: web.Request, answer: web.Response, start: bytes, length: int
-) -> web.StreamResponse:
+async def _broken_off(request: web.Request, answer: web.Response, start: bytes, length: int) -> web.StreamResponse:
     stream = await _begun(request, answer, start, length)
     if request.transport is not None:
         request.transport.close()

@@ -16,7 +16,8 @@ from aiohttp import web
 
 from airflow_provider_gptimg.emulator.faults import Faults
 from airflow_provider_gptimg.emulator.server import Call, Server
-from airflow_provider_gptimg.emulator.state import LedgerEntry, State, Task
+from airflow_provider_gptimg.emulator.state import State
+from airflow_provider_gptimg.emulator.tasks import LedgerEntry, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -71,10 +72,9 @@ class Emulator:
             seed=seed,
             clock=clock,
         )
-        self._faults = Faults()
         self._server = Server(
             self._state,
-            self._faults,
+            Faults(),
             reference_images_field=reference_images_field,
             rate_limit_rate=rate_limit_rate,
             record_calls=record_calls,
@@ -100,7 +100,7 @@ class Emulator:
         try:
             self._port = listening.result()
         except BaseException:
-            self._thread = None
+            self._thread = self._loop = None
             raise
         return self
 
@@ -191,7 +191,7 @@ class Emulator:
     ) -> str:
         """Make a task without a submit, and free of charge; return its task id.
 
-        :param n: Number of images; a list of `image_bytes` or `image_urls` decides it by its length.
+        :param n: Number of images, unless a list of `image_bytes` or `image_urls` says how many there are.
         :param status: What it ends as. `processing` completes if told when to, else it waits for `finish()`.
         :param duration: Seconds from now until it ends, divided by the emulator's speed.
         :param polls: It ends at this poll (1: the first) instead of by the clock.
@@ -218,9 +218,7 @@ class Emulator:
         )
         return task.task_id
 
-    def finish(
-        self, task_id: str, status: str = "completed", error: str | dict[str, Any] | None = None
-    ) -> None:
+    def finish(self, task_id: str, status: str = "completed", error: str | dict[str, Any] | None = None) -> None:
         """End a processing task now; raise `ValueError` when it has ended already."""
         self._state.finish(task_id, status, error)
 
@@ -249,11 +247,11 @@ class Emulator:
         :param on: `submit`, `poll`, `image` or `any` of them.
         :param what: See the package's docstring for the faults and their options.
         """
-        self._faults.add(on, what, times, **options)
+        self._server.faults.add(on, what, times, **options)
 
     def clear_faults(self) -> None:
         """Forget the faults that have not struck yet."""
-        self._faults.clear()
+        self._server.faults.clear()
 
     def waiting(self, what: str | None = None) -> int:
         """Return how many requests `hang_before`, `hang_after` or `stall` (None: any of them) holds now."""
@@ -284,8 +282,5 @@ class Emulator:
 
     def reset(self) -> None:
         """Go back to the start: no tasks, faults, calls or ledger, the first key and balance, no latency."""
-        self._faults.clear()
         self.release()
-        self._state.reset()
-        self._server.calls.clear()
-        self._server.latency = self._server.image_latency = 0.0
+        self._server.reset()

@@ -35,10 +35,9 @@ def _clamp(side: float) -> int:
 
 # Bounded: an evicted picture is drawn anew, to the same bytes.
 @lru_cache(maxsize=256)
-def draw(
-    prompt: str, number: int, n: int, task_id: str, aspect_ratio: str | None, image_format: str
-) -> bytes:
+def draw(prompt: str, number: int, n: int, task_id: str, aspect_ratio: str | None, image_format: str) -> bytes:
     """Draw image `number` (from 1) of `n`; the same arguments give the same bytes."""
+    prompt = prompt.encode("utf-8", "replace").decode()  # half of a surrogate pair cannot be drawn
     size = pixel_size(aspect_ratio)
     picture = _background(prompt, size)
     pen = ImageDraw.Draw(picture)
@@ -56,7 +55,7 @@ def draw(
 
 def _background(prompt: str, size: tuple[int, int]) -> Image.Image:
     """Shade two hues taken from the prompt into each other, dark enough for white text."""
-    digest = hashlib.sha256(prompt.encode("utf-8", "replace")).digest()
+    digest = hashlib.sha256(prompt.encode()).digest()
     hue, step = digest[0] / 256, 0.08 + digest[1] / 1024
     shades = Image.linear_gradient("L").rotate(90 * (digest[2] % 4)).resize(size)
     return ImageOps.colorize(shades, _colour(hue, 0.35), _colour(hue + step, 0.65))
@@ -82,9 +81,7 @@ def _fitted(prompt: str, box: tuple[int, int]) -> tuple[str, ImageFont.FreeTypeF
     return "\n".join(lines), font
 
 
-def _wrapped(
-    text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, limit: int
-) -> list[str]:
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, limit: int) -> list[str]:
     """Break the text into at most `limit` lines no wider than `width` pixels, between words if possible."""
     lines: list[str] = []
     line = ""

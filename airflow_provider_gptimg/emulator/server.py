@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 from aiohttp import web
 
 from airflow_provider_gptimg.emulator import delivery, wire
+from airflow_provider_gptimg.emulator.control import control_routes
 from airflow_provider_gptimg.emulator.state import InsufficientCreditsError, State, UnknownTaskError
 from airflow_provider_gptimg.emulator.wire import ApiError
 
@@ -73,6 +74,7 @@ class Server:
         self._references_field = reference_images_field
         self._rate_limit_rate = rate_limit_rate
         self._record_calls = record_calls
+        self._seed = seed
         self._random = random.Random(seed)  # noqa: S311 -- nothing here is secret
         self._connections: WeakKeyDictionary[asyncio.BaseTransport, int] = WeakKeyDictionary()
         self._numbers = count(1)
@@ -81,6 +83,7 @@ class Server:
         """Return the aiohttp application that serves it all."""
         # Without a limit: reference images may come inside the body, as data: URLs.
         app = web.Application(client_max_size=0)
+        app.add_routes(control_routes(self))
         for method, path, kind, work in (
             ("POST", SUBMIT_PATH, "submit", self._submit),
             ("GET", POLL_PATH, "poll", self._poll),
@@ -94,6 +97,14 @@ class Server:
     async def release(self) -> None:
         """Let the requests go on that a fault holds."""
         self.holds.release()
+
+    def reset(self) -> None:
+        """Forget all that happened and was ordered; latencies and random numbers are as at the start."""
+        self.faults.clear()
+        self.state.reset()
+        self.calls.clear()
+        self.latency = self.image_latency = 0.0
+        self._random.seed(self._seed)
 
     def _endpoint(self, kind: str | None, work: Work) -> Handler:
         """Return a handler that sees a request through: recorded, struck by its fault, answered, logged."""

@@ -6,36 +6,27 @@ from __future__ import annotations
 import copy
 import heapq
 import random
-import string
 import threading
 import time
-import uuid
-from dataclasses import dataclass, field
-from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_gptimg.emulator.pictures import CONTENT_TYPES, draw
+from airflow_provider_gptimg.emulator.pictures import CONTENT_TYPES
+from airflow_provider_gptimg.emulator.tasks import (
+    CREDITS_PER_IMAGE,
+    LedgerEntry,
+    Picture,
+    Task,
+    new_pictures,
+    new_task_id,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = [
-    "CREDITS_PER_IMAGE",
-    "InsufficientCreditsError",
-    "LedgerEntry",
-    "Picture",
-    "State",
-    "Task",
-    "UnknownTaskError",
-]
+__all__ = ["InsufficientCreditsError", "State", "UnknownTaskError"]
 
-CREDITS_PER_IMAGE = 2
 GENERATION_FAILED = {"code": "GENERATION_FAILED", "message": "The image could not be generated."}
-
-_PREFIX = "gpt-image-2-"
-_ID_LETTERS = string.ascii_letters + string.digits
-_ID_LENGTH = 21
 
 
 class InsufficientCreditsError(Exception):
@@ -44,64 +35,6 @@ class InsufficientCreditsError(Exception):
 
 class UnknownTaskError(Exception):
     """There is no such task, or it belongs to another user."""
-
-
-@dataclass(frozen=True)
-class LedgerEntry:
-    """One movement of credits: what a task cost, or what came back when it failed."""
-
-    user: str
-    kind: str
-    credits: int
-    task_id: str
-    at: float
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One finished image: its file name, what it is declared to be, and how to get its bytes."""
-
-    name: str
-    content_type: str
-    read: Callable[[], bytes]
-
-
-@dataclass
-class Task:
-    """An image task. What `State` hands out is a copy, which later events do not change.
-
-    `polls` counts the GETs that were answered with this task, at the moments `poll_times` (Unix seconds);
-    `charged` and `refunded` are credits. `outcome` is the status it will end with (None: unknown yet).
-    """
-
-    task_id: str
-    user: str
-    prompt: str
-    n: int
-    request: dict[str, Any]
-    type: str
-    created_at: float
-    pictures: tuple[Picture, ...]
-    image_urls: tuple[str, ...] | None = None
-    outcome: str | None = None
-    error: str | dict[str, Any] | None = None
-    due_poll: int | None = None
-    status: str = "processing"
-    finished_at: float | None = None
-    charged: int = 0
-    refunded: int = 0
-    polls: int = 0
-    poll_times: list[float] = field(default_factory=list)
-
-    @property
-    def id(self) -> str:
-        """The task id without the model's name in front."""
-        return self.task_id.removeprefix(_PREFIX)
-
-    @property
-    def images(self) -> list[bytes]:
-        """The finished images' bytes; none unless the task is completed."""
-        return [picture.read() for picture in self.pictures] if self.status == "completed" else []
 
 
 class State:
@@ -206,23 +139,24 @@ class State:
         with self._lock:
             now = self._settle()
             if self._balances[user] < price:
-                raise InsufficientCreditsError(
-                    f"{price} credits are needed, the balance is {self._balances[user]}."
-                )
+                raise InsufficientCreditsError(f"{price} credits are needed, the balance is {self._balances[user]}.")
             # Both are drawn for each task, so that one more forced failure does not shift all that follow.
             duration = self._random.uniform(*self._durations) / self._speed
             fails = (self._random.random() < self._fail_rate) or fails
-            task = self._new_task(
-                user,
+            task_id = new_task_id(self._random)
+            task = Task(
+                task_id=task_id,
+                user=user,
                 prompt=prompt,
                 n=n,
                 request=dict(request or {}),
                 type="image-to-image" if with_references else "text-to-image",
                 created_at=now,
-                aspect_ratio=aspect_ratio,
+                pictures=new_pictures(self._random, task_id, prompt, n, aspect_ratio=aspect_ratio),
                 outcome="failed" if fails else "completed",
                 error=error,
             )
+            self._keep(task)
             self._balances[user] -= price
             task.charged = price
             self._ledger.append(LedgerEntry(user, "charge", price, task.task_id, now))
@@ -252,32 +186,45 @@ class State:
             raise ValueError("a task ends either after a duration or at a poll, not both")
         if polls is not None and polls < 1:
             raise ValueError(f"polls must be 1 or more, not {polls!r}")
-        if unknown := set(formats) - set(CONTENT_TYPES) or not formats:
-            raise ValueError(f"formats must be some of {', '.join(CONTENT_TYPES)}, not {unknown!r}")
+        if not formats or not set(formats) <= CONTENT_TYPES.keys():
+            raise ValueError(f"formats must be some of {', '.join(CONTENT_TYPES)}, not {formats!r}")
         timed = duration is not None or polls is not None
         outcome: str | None = "failed" if error else status
         if outcome == "processing":
             outcome = "completed" if timed else None
         contents = [image_bytes] if isinstance(image_bytes, bytes) else image_bytes
+        if image_urls is not None:
+            n = len(image_urls)
+        elif contents is not None and not isinstance(image_bytes, bytes):
+            n = len(contents)
         with self._lock:
             now = self._settle()
             if user not in self._balances:
                 raise KeyError(user)
-            task = self._new_task(
-                user,
+            task_id = new_task_id(self._random)
+            task = Task(
+                task_id=task_id,
+                user=user,
                 prompt=prompt,
-                n=len(image_urls or ()) or (len(contents) if contents and len(contents) > 1 else n),
+                n=n,
                 request={"prompt": prompt, "n": n},
                 type="text-to-image",
                 created_at=now if created_at is None else created_at,
-                formats=formats,
-                contents=contents,
-                content_type=content_type,
+                pictures=new_pictures(
+                    self._random,
+                    task_id,
+                    prompt,
+                    n,
+                    formats=formats,
+                    contents=contents,
+                    content_type=content_type,
+                ),
                 image_urls=tuple(image_urls) if image_urls is not None else None,
                 outcome=outcome,
                 error=error,
                 due_poll=polls,
             )
+            self._keep(task)
             if duration is not None:
                 self._finish_at(now + duration / self._speed, task)
             elif polls is None and status != "processing":
@@ -336,33 +283,9 @@ class State:
         except KeyError:
             raise UnknownTaskError(task_id) from None
 
-    def _new_task(
-        self,
-        user: str,
-        *,
-        prompt: str,
-        n: int,
-        aspect_ratio: str | None = None,
-        formats: Sequence[str] = ("png",),
-        contents: Sequence[bytes] | None = None,
-        content_type: str | None = None,
-        **fields: Any,
-    ) -> Task:
-        task_id = _PREFIX + "".join(self._random.choices(_ID_LETTERS, k=_ID_LENGTH))
-        pictures = []
-        for index in range(n):
-            image_format = formats[index % len(formats)]
-            read = (
-                partial(draw, prompt, index + 1, n, task_id, aspect_ratio, image_format)
-                if not contents
-                else partial(bytes, contents[index % len(contents)])
-            )
-            name = f"{uuid.UUID(int=self._random.getrandbits(128), version=4)}.{image_format}"
-            pictures.append(Picture(name, content_type or CONTENT_TYPES[image_format], read))
-        task = Task(task_id=task_id, user=user, prompt=prompt, n=n, pictures=tuple(pictures), **fields)
-        self._tasks[task_id] = task
-        self._pictures.update((picture.name, (task, picture)) for picture in pictures)
-        return task
+    def _keep(self, task: Task) -> None:
+        self._tasks[task.task_id] = task
+        self._pictures.update((picture.name, (task, picture)) for picture in task.pictures)
 
     def _finish_at(self, moment: float, task: Task) -> None:
         heapq.heappush(self._due, (moment, next(self._sequence), task))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from airflow_provider_gptimg.emulator.state import Task
+    from airflow_provider_gptimg.emulator.tasks import Task
 
 __all__ = [
     "ApiError",
@@ -126,8 +126,7 @@ def polled(task: Task, images_at: str) -> dict[str, Any]:
         if urls is None:
             urls = tuple(f"{images_at}/{picture.name}" for picture in task.pictures)
         images = [
-            {"url": url, "content_type": picture.content_type}
-            for url, picture in zip(urls, task.pictures, strict=True)
+            {"url": url, "content_type": picture.content_type} for url, picture in zip(urls, task.pictures, strict=True)
         ]
     data = _described(task)
     data.update(
