@@ -1,5 +1,102 @@
-"""Apache Airflow provider for the gpt-image-2 API."""
+# SPDX-License-Identifier: Apache-2.0
+"""Apache Airflow provider for the gpt-image-2 API: submit once, wait without a worker, own the images in S3."""
 
 from __future__ import annotations
 
+from typing import Any
+
+__all__ = ["__version__", "get_provider_info"]
+
 __version__ = "0.1.0"
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Return the metadata by which Airflow finds what is in this package."""
+    integration = "gpt-image-2"
+    return {
+        "package-name": "airflow-provider-gptimg",
+        "name": "gpt-image-2",
+        "description": "Generate images with the gpt-image-2 API, wait for them without a worker, mirror them to S3.",
+        "versions": [__version__],
+        "integrations": [
+            {
+                "integration-name": integration,
+                "external-doc-url": "https://gptimg.co",
+                "tags": ["service"],
+            }
+        ],
+        "hooks": [{"integration-name": integration, "python-modules": ["airflow_provider_gptimg.hooks.gptimg"]}],
+        "operators": [
+            {"integration-name": integration, "python-modules": ["airflow_provider_gptimg.operators.gptimg"]}
+        ],
+        "sensors": [{"integration-name": integration, "python-modules": ["airflow_provider_gptimg.sensors.gptimg"]}],
+        "triggers": [{"integration-name": integration, "python-modules": ["airflow_provider_gptimg.triggers.gptimg"]}],
+        "transfers": [
+            {
+                "source-integration-name": integration,
+                "target-integration-name": "Amazon Simple Storage Service (S3)",
+                "python-module": "airflow_provider_gptimg.transfers.gptimg_to_s3",
+            }
+        ],
+        "task-decorators": [
+            {"name": "gptimg", "class-name": "airflow_provider_gptimg.decorators.gptimg.gptimg_task"},
+        ],
+        "connection-types": [
+            {
+                "connection-type": "gptimg",
+                "hook-class-name": "airflow_provider_gptimg.hooks.gptimg.GptImgHook",
+                "hook-name": "gpt-image-2 (gptimg)",
+                "ui-field-behaviour": {
+                    "hidden-fields": ["login"],
+                    "relabeling": {"password": "API key", "host": "Base URL"},
+                    "placeholders": {
+                        "host": "https://gptimg.co",
+                        "password": "sent in the Authorization header to the base URL's host only",
+                    },
+                },
+                "conn-fields": {
+                    "timeout": {
+                        "label": "Timeout of a call (s)",
+                        "description": "Seconds for one HTTP call; 30 if empty.",
+                        "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
+                    },
+                    "poll_interval": {
+                        "label": "Poll interval (s)",
+                        "description": "Seconds between polls of an image task; 5 if empty. The vendor asks for 5 to 10.",
+                        "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
+                    },
+                    "first_poll_after": {
+                        "label": "First poll after (s)",
+                        "description": "Seconds from submission to the first poll; 39 if empty.",
+                        "schema": {"type": ["number", "null"], "minimum": 0},
+                    },
+                    "on_unknown_submission": {
+                        "label": "On unknown submission",
+                        "description": (
+                            "What a repeated task does if its earlier submit may have been charged: 'fail' (if empty) "
+                            "lets a person decide, 'resubmit' submits again and may pay twice."
+                        ),
+                        "schema": {"type": ["string", "null"], "enum": ["fail", "resubmit", None]},
+                    },
+                    "media_hosts": {
+                        "label": "Media hosts",
+                        "description": (
+                            "Hosts that image URLs may come from over HTTPS, separated by commas; "
+                            "'gptimg.co, *.gptimg.co' if empty."
+                        ),
+                        "schema": {"type": ["string", "null"]},
+                    },
+                    "reference_images_field": {
+                        "label": "Reference images field",
+                        "description": "Name of the reference-image field on the wire; 'image_urls' if empty.",
+                        "schema": {"type": ["string", "null"]},
+                    },
+                    "verify": {
+                        "label": "Verify TLS",
+                        "description": "'true' (if empty), 'false', or the path of a CA bundle.",
+                        "schema": {"type": ["string", "null"]},
+                    },
+                },
+            }
+        ],
+    }

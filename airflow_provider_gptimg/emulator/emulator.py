@@ -223,7 +223,7 @@ class Emulator:
         self._state.finish(task_id, status, error)
 
     def task(self, task_id: str) -> Task:
-        """Return the task as it is now; raise `UnknownTaskError`."""
+        """Return the task as it is now; raise `KeyError` for an unknown id."""
         return self._state.task(task_id)
 
     @property

@@ -33,7 +33,7 @@ class InsufficientCreditsError(Exception):
     """The user's balance is lower than the price; nothing was charged."""
 
 
-class UnknownTaskError(Exception):
+class UnknownTaskError(KeyError):
     """There is no such task, or it belongs to another user."""
 
 

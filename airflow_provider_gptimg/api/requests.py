@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a submit asks for: checked before anything is sent, and recognizable when asked again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+from airflow_provider_gptimg.api.tasks import CREDITS_PER_IMAGE
+from airflow_provider_gptimg.exceptions import GptImgRequestError
+
+__all__ = ["MAX_IMAGES", "MAX_REFERENCES", "ImageRequest", "check_on_unknown_submission", "split_s3_uri"]
+
+MAX_IMAGES = 4
+MAX_REFERENCES = 4
+
+_ASPECT_RATIO = re.compile(r"[1-9][0-9]{0,4}:[1-9][0-9]{0,4}")
+_ON_UNKNOWN_SUBMISSION = ("fail", "resubmit")
+
+
+def check_on_unknown_submission(policy: object) -> str | None:
+    """Return `policy` if it is `fail`, `resubmit` or None.
+
+    :raises GptImgRequestError: It is something else.
+    """
+    if policy is None or policy in _ON_UNKNOWN_SUBMISSION:
+        return policy  # type: ignore[return-value]
+    raise GptImgRequestError(
+        f"on_unknown_submission={policy!r} is not known: use 'fail' (a person decides whether to submit again) "
+        "or 'resubmit' (the next attempt submits, and may pay twice)"
+    )
+
+
+def split_s3_uri(uri: str) -> tuple[str, str]:
+    """Return bucket and key of an `s3://bucket/key` URI; either is empty where it is missing."""
+    parts = urlsplit(uri, allow_fragments=False)
+    return parts.netloc, uri.split("://", 1)[1].partition("/")[2]
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """A checked submit request. Make one with :meth:`check`.
+
+    :param n: Number of images, 1 to 4.
+    :param reference_images: `https://…`, `data:image/…` or `s3://bucket/key`, up to 4.
+    :param extra_body: Further fields of the body, passed through untouched.
+    """
+
+    prompt: str
+    aspect_ratio: str | None = None
+    n: int = 1
+    reference_images: tuple[str, ...] = ()
+    extra_body: Mapping[str, Any] | None = None
+
+    @classmethod
+    def check(
+        cls,
+        prompt: object,
+        *,
+        aspect_ratio: object = None,
+        n: object = 1,
+        reference_images: object = None,
+        extra_body: object = None,
+    ) -> ImageRequest:
+        """Return the request if its form is right; the API decides the rest.
+
+        :param n: A whole number, also as text, as a template renders it.
+        :param reference_images: A list, or one reference as text.
+        :raises GptImgRequestError: Names the argument, its value and the way out.
+        """
+        return cls(
+            prompt=_check_prompt(prompt),
+            aspect_ratio=_check_aspect_ratio(aspect_ratio),
+            n=_check_n(n),
+            reference_images=_check_references(reference_images),
+            extra_body=_check_extra_body(extra_body),
+        )
+
+    @property
+    def credits(self) -> int:
+        """Credits this request costs when accepted: 2 an image, as documented."""
+        return CREDITS_PER_IMAGE * self.n
+
+    def with_references(self, references: Sequence[str]) -> ImageRequest:
+        """Return the same request with other reference URLs, e.g. presigned ones."""
+        return replace(self, reference_images=tuple(references))
+
+    def body(self, reference_images_field: str = "image_urls") -> dict[str, Any]:
+        """Return the JSON body of the submit.
+
+        :param reference_images_field: Name of the reference-image field on the wire (assumed, so configurable).
+        :raises GptImgRequestError: `extra_body` sets what has an argument of its own.
+        """
+        body: dict[str, Any] = {"prompt": self.prompt, "n": self.n}
+        if self.aspect_ratio is not None:
+            body["aspect_ratio"] = self.aspect_ratio
+        if self.reference_images:
+            body[reference_images_field] = list(self.reference_images)
+        extra = dict(self.extra_body or {})
+        # Letting `n` in here would charge other credits than were checked, shown and recorded.
+        if clash := sorted(set(extra) & ({"prompt", "n", "aspect_ratio"} | set(body))):
+            raise GptImgRequestError(
+                f"extra_body sets {clash[0]!r}, which has an argument of its own: "
+                "use prompt, n, aspect_ratio or reference_images"
+            )
+        return body | extra
+
+    def fingerprint(self, conn_id: str) -> str:
+        """Return a hash of the request as the author wrote it and of the connection's id.
+
+        A rotated key or a presigned URL does not change it.
+        """
+        fields = [
+            self.prompt,
+            self.aspect_ratio,
+            self.n,
+            list(self.reference_images),
+            dict(self.extra_body or {}),
+            conn_id,
+        ]
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_prompt(prompt: object) -> str:
+    if isinstance(prompt, str) and prompt.strip():
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise GptImgRequestError("prompt holds lone surrogates, which are no text") from None
+        return prompt
+    raise GptImgRequestError(f"prompt={prompt!r:.80} is blank or no text: say what the images should show")
+
+
+def _check_aspect_ratio(aspect_ratio: object) -> str | None:
+    if aspect_ratio is None or (isinstance(aspect_ratio, str) and _ASPECT_RATIO.fullmatch(aspect_ratio)):
+        return aspect_ratio
+    raise GptImgRequestError(
+        f"aspect_ratio={aspect_ratio!r:.80} is not of the form 'W:H' with positive whole numbers, as in '16:9'"
+    )
+
+
+def _check_n(n: object) -> int:
+    number = n
+    if isinstance(n, str) and re.fullmatch(r"\s*[0-9]{1,3}\s*", n, re.ASCII):
+        number = int(n)
+    if isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= MAX_IMAGES:
+        return number
+    raise GptImgRequestError(f"n={n!r:.80} is not a whole number from 1 to {MAX_IMAGES}: that many images a submit")
+
+
+def _check_references(references: object) -> tuple[str, ...]:
+    if references is None:
+        return ()
+    if isinstance(references, str):
+        references = [references]
+    if not isinstance(references, Sequence):
+        raise GptImgRequestError(f"reference_images={references!r:.80} is not a list of URLs")
+    if len(references) > MAX_REFERENCES:
+        raise GptImgRequestError(
+            f"reference_images has {len(references)} entries, at most {MAX_REFERENCES} are allowed: leave some out"
+        )
+    return tuple(_check_reference(position, reference) for position, reference in enumerate(references))
+
+
+def _check_reference(position: int, reference: object) -> str:
+    if isinstance(reference, str) and not re.search(r"\s", reference):
+        scheme = reference.split(":", 1)[0].lower()
+        if scheme == "https" and re.match(r"https://[^/?#]+", reference, re.IGNORECASE):
+            return reference
+        if reference.lower().startswith("data:image/") and "," in reference:
+            return reference
+        if scheme == "s3" and reference.startswith("s3://") and all(split_s3_uri(reference)):
+            return reference
+    raise GptImgRequestError(
+        f"reference_images[{position}]={reference!r:.60} is none of 'https://…', 'data:image/…' and 's3://bucket/key'"
+    )
+
+
+def _check_extra_body(extra_body: object) -> Mapping[str, Any] | None:
+    if extra_body is None:
+        return None
+    if not isinstance(extra_body, Mapping) or not all(isinstance(name, str) for name in extra_body):
+        raise GptImgRequestError(f"extra_body={extra_body!r:.80} is not a dict with text keys")
+    try:
+        json.dumps(dict(extra_body), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise GptImgRequestError(f"extra_body cannot be written as JSON: {error}") from None
+    return extra_body

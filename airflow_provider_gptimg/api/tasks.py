@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an image task is: its statuses, which of them are final, and what it cost."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_provider_gptimg.exceptions import GptImgRequestError
+
+__all__ = ["COMPLETED", "CREDITS_PER_IMAGE", "FAILED", "PROCESSING", "Image", "ImageTask", "check_task_id"]
+
+PROCESSING = "processing"
+COMPLETED = "completed"
+FAILED = "failed"
+CREDITS_PER_IMAGE = 2
+
+_TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,254}")
+
+
+def check_task_id(task_id: object) -> str:
+    """Return `task_id` if it can stand in a URL's path as it is.
+
+    :raises GptImgRequestError: It is no text, empty, or has characters that would change the URL.
+    """
+    if isinstance(task_id, str) and _TASK_ID.fullmatch(task_id) and ".." not in task_id:
+        return task_id
+    raise GptImgRequestError(
+        f"gptimg_task_id={task_id!r:.120} is not an image task's id: letters, digits, '-', '_', '.' and '~' "
+        "are allowed. Pass the XCom of a GptImgSubmitOperator, as in gptimg_task_id=submit.output"
+    )
+
+
+@dataclass(frozen=True)
+class Image:
+    """One hosted image.
+
+    :param url: Where the vendor hosts it; needs no key.
+    :param content_type: What the API says it is, e.g. `image/png`; None where it does not say.
+    """
+
+    url: str
+    content_type: str | None = None
+
+
+@dataclass(frozen=True)
+class ImageTask:
+    """An image task as the API last described it.
+
+    :param task_id: What one polls with.
+    :param status: `processing`, `completed`, `failed`, or what else the API says; anything but the
+        last two means "not finished yet".
+    :param created_at: When the API accepted it, as the API wrote it (ISO 8601).
+    :param error: Why it failed, in words; None unless it did.
+    :param error_code: The API's code for that, if it gave one.
+    :param age: Seconds from its acceptance to this answer by the API's own clock; None where unknown.
+    """
+
+    task_id: str
+    status: str
+    id: str | None = None
+    type: str | None = None
+    provider: str | None = None
+    model: str | None = None
+    media_url: str | None = None
+    images: tuple[Image, ...] = ()
+    created_at: str | None = None
+    updated_at: str | None = None
+    error: str | None = None
+    error_code: str | None = None
+    age: float | None = None
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the status will not change any more."""
+        return self.status in (COMPLETED, FAILED)
+
+    @property
+    def credits(self) -> int:
+        """Credits that its images cost: 2 each, as documented."""
+        return CREDITS_PER_IMAGE * len(self.images)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the finished task as it goes to XCom: plain JSON values."""
+        return {
+            "task_id": self.task_id,
+            "id": self.id,
+            "status": self.status,
+            "type": self.type,
+            "provider": self.provider,
+            "model": self.model,
+            "media_url": self.media_url,
+            "images": [{"url": image.url, "content_type": image.content_type} for image in self.images],
+            "created_at": self.created_at,
+            "updated_at": self.updated_at,
+            "credits": self.credits,
+        }

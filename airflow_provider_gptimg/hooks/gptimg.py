@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hook: an Airflow connection, and the calls of the gpt-image-2 API over it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+
+import httpx
+from airflow.providers.common.compat.sdk import BaseHook
+
+from airflow_provider_gptimg.api.protocol import (
+    MAX_ATTEMPTS,
+    Answer,
+    Call,
+    NoAnswer,
+    Sleep,
+    converse,
+    judge_probe,
+    poll_call,
+    probe_call,
+    submit_call,
+)
+from airflow_provider_gptimg.api.requests import ImageRequest, check_on_unknown_submission, split_s3_uri
+from airflow_provider_gptimg.api.tasks import ImageTask, check_task_id
+from airflow_provider_gptimg.exceptions import (
+    GptImgAuthError,
+    GptImgError,
+    GptImgRequestError,
+    GptImgSubmissionUnknownError,
+)
+from airflow_provider_gptimg.hooks.connection import ConnectionSettings
+from airflow_provider_gptimg.hooks.http import exchange, sync_client
+from airflow_provider_gptimg.hooks.shared_client import shared_client
+from airflow_provider_gptimg.polling import DEFAULT_TIMEOUT, Progress, Wait
+
+__all__ = ["GptImgHook"]
+
+_AT_ONCE = 8
+"""Polls of one wait that are under way at the most when it asks for many tasks at once."""
+_PRESIGNED_FOR = 3600
+"""Seconds for which a presigned reference can be fetched: more than a generation takes."""
+
+
+@dataclass(frozen=True)
+class PreparedSubmit:
+    """A submit, ready to be sent.
+
+    :param credits: What it costs when accepted.
+    :param secrets: Presigned URLs, which no log may show.
+    """
+
+    call: Call = field(repr=False)
+    credits: int
+    secrets: tuple[str, ...] = field(repr=False)
+
+
+class GptImgHook(BaseHook):
+    """Call the gpt-image-2 API over an Airflow connection of type `gptimg`.
+
+    The key of the connection is sent in the Authorization header to the connection's own host, and nowhere else.
+
+    :param gptimg_conn_id: Id of the connection.
+    """
+
+    conn_name_attr = "gptimg_conn_id"
+    default_conn_name = "gptimg_default"
+    conn_type = "gptimg"
+    hook_name = "gpt-image-2 (gptimg)"
+
+    def __init__(self, gptimg_conn_id: str = default_conn_name, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.gptimg_conn_id = gptimg_conn_id
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """Return how Airflow 2's connection form looks; Airflow 3 reads it from the provider's metadata."""
+        from airflow_provider_gptimg import get_provider_info
+
+        behaviour: dict[str, Any] = get_provider_info()["connection-types"][0]["ui-field-behaviour"]
+        return {name.replace("-", "_"): value for name, value in behaviour.items()}
+
+    @cached_property
+    def settings(self) -> ConnectionSettings:
+        """What the connection says, checked.
+
+        :raises GptImgRequestError: A field of it is wrong, e.g. an unsafe host.
+        :raises GptImgAuthError: It has no key.
+        """
+        return ConnectionSettings.read(self.get_connection(self.gptimg_conn_id))
+
+    def get_conn(self) -> httpx.Client:
+        """Return an HTTP client that is set up for the connection, without the key."""
+        return sync_client(self.settings)
+
+    def submit(
+        self,
+        prompt: str,
+        *,
+        aspect_ratio: str | None = None,
+        n: int = 1,
+        reference_images: Sequence[str] | None = None,
+        extra_body: dict[str, Any] | None = None,
+        on_unknown_submission: str | None = None,
+        aws_conn_id: str | None = "aws_default",
+    ) -> ImageTask:
+        """Submit a request, which costs 2 credits an image, and return the accepted image task.
+
+        The request is repeated only while it certainly was not accepted. Called from a task of your own, a retry
+        of that task submits again; `GptImgSubmitOperator` remembers its submission.
+
+        :param aspect_ratio: `W:H`; None leaves it to the API.
+        :param n: Number of images, 1 to 4.
+        :param reference_images: Up to 4 of `https://…`, `data:image/…` and `s3://bucket/key`.
+        :param extra_body: Further fields of the request's body.
+        :param on_unknown_submission: Checked, and of no effect here: only an operator can act on it.
+        :param aws_conn_id: AWS connection that presigns `s3://` references.
+        :raises GptImgRequestError: Refused before sending, or by the API.
+        :raises GptImgSubmissionUnknownError: Credits may have been charged; nobody here can know.
+        :raises GptImgError: As the README's table of errors says.
+        """
+        check_on_unknown_submission(on_unknown_submission)
+        request = ImageRequest.check(
+            prompt, aspect_ratio=aspect_ratio, n=n, reference_images=reference_images, extra_body=extra_body
+        )
+        return self.submit_prepared(self.prepare_submit(request, aws_conn_id))
+
+    def prepare_submit(self, request: ImageRequest, aws_conn_id: str | None) -> PreparedSubmit:
+        """Return what is to be sent for `request`; all that can be refused without the API is refused here.
+
+        :param aws_conn_id: AWS connection that presigns `s3://` references.
+        :raises GptImgRequestError: The connection or the request is wrong.
+        :raises GptImgAuthError: The connection has no key.
+        """
+        references_field = self.settings.reference_images_field
+        submit_call(request, references_field)
+        presigned = self._presign(request, aws_conn_id)
+        return PreparedSubmit(
+            call=submit_call(presigned, references_field),
+            credits=request.credits,
+            secrets=tuple(set(presigned.reference_images) - set(request.reference_images)),
+        )
+
+    def _presign(self, request: ImageRequest, aws_conn_id: str | None) -> ImageRequest:
+        if not any(reference.startswith("s3://") for reference in request.reference_images):
+            return request
+        from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+
+        s3 = S3Hook(aws_conn_id=aws_conn_id)
+        references = []
+        for reference in request.reference_images:
+            if reference.startswith("s3://"):
+                bucket, key = split_s3_uri(reference)
+                url = s3.generate_presigned_url("get_object", {"Bucket": bucket, "Key": key}, expires_in=_PRESIGNED_FOR)
+                if not url:
+                    raise GptImgRequestError(
+                        f"reference_images: {reference} cannot be presigned with aws_conn_id={aws_conn_id!r}"
+                    )
+                references.append(url)
+            else:
+                references.append(reference)
+        return request.with_references(references)
+
+    def submit_prepared(self, submit: PreparedSubmit) -> ImageTask:
+        """Send a prepared submit, and return the accepted image task.
+
+        :raises GptImgError: As :meth:`submit`.
+        """
+        started = datetime.now(UTC)
+        try:
+            return self._converse(submit.call, secrets=submit.secrets)
+        except GptImgSubmissionUnknownError as error:
+            error.message = (
+                f"{error.message}. Whether it was accepted cannot be known: up to {submit.credits} credits may have "
+                f"been charged at about {started:%Y-%m-%d %H:%M:%S} UTC; the vendor's transaction log shows whether a "
+                f"charge of {submit.credits} credits stands there"
+            )
+            raise
+
+    def get_task(self, task_id: str) -> ImageTask:
+        """Return what the API says of an image task now.
+
+        :raises GptImgTaskNotFoundError: The API does not know it, or it is another user's.
+        :raises GptImgError: As the README's table of errors says.
+        """
+        return self._converse(poll_call(task_id))
+
+    async def aget_task(self, task_id: str) -> ImageTask:
+        """Return what the API says of an image task now, without blocking the event loop.
+
+        :raises GptImgError: As :meth:`get_task`.
+        """
+        poll_call(task_id)
+        async with shared_client(self.gptimg_conn_id) as client:
+            return await client.get_task(task_id)
+
+    def wait(
+        self,
+        task_id: str,
+        *,
+        poll_interval: float | None = None,
+        first_poll_after: float | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> ImageTask:
+        """Wait until an image task is completed, and return it.
+
+        :param poll_interval: Seconds between polls; None: the connection's, else 5.
+        :param first_poll_after: Seconds from submission to the first poll after the one made at once; None: the
+            connection's, else 39.
+        :param timeout: Seconds from submission to completion.
+        :raises GptImgTaskFailedError: The generation failed.
+        :raises GptImgTimeoutError: It did not finish within `timeout`.
+        :raises GptImgError: As :meth:`get_task`.
+        """
+        schedule = self.settings.schedule(poll_interval, first_poll_after)
+        wait = Wait(schedule, progress=Progress(self.log.info))
+        self.start_wait(wait, [task_id], timeout)
+        self.finish_wait(wait)
+        outcome = wait.outcome(task_id)
+        if isinstance(outcome, GptImgError):
+            raise outcome
+        return outcome
+
+    def start_wait(self, wait: Wait, task_ids: Sequence[str], timeout: float, since: float | None = None) -> None:
+        """Ask for each task once, and set the wait's deadline, unless it has one, `timeout` seconds after submission.
+
+        :param since: When this attempt began, in Unix seconds; None: now.
+        :raises GptImgAuthError: The key was rejected.
+        """
+        since = time.time() if since is None else since
+        self._ask_all(wait, [check_task_id(task_id) for task_id in dict.fromkeys(task_ids)])
+        if wait.deadline is None:
+            wait.count_from_submission(timeout, since)
+
+    def finish_wait(self, wait: Wait) -> None:
+        """Ask for the waiting tasks, each when it is due, until all are final or the deadline has passed.
+
+        Holds the worker. What became of each, `wait.outcome` tells.
+
+        :raises GptImgAuthError: The key was rejected.
+        """
+        with sync_client(self.settings) as client:
+            while (due := wait.next_at) is not None and not wait.expired(now := time.time()):
+                if due > now:
+                    time.sleep(min(due, wait.deadline or due) - now)
+                elif (task_id := wait.take_due(now)) is not None:
+                    wait.tell(task_id, self._ask(client, task_id), time.time())
+        self._ask_all(wait, wait.take_all())
+
+    def _ask_all(self, wait: Wait, task_ids: Sequence[str]) -> None:
+        if not task_ids:
+            return
+        with sync_client(self.settings) as client, ThreadPoolExecutor(_AT_ONCE) as pool:
+            outcomes = pool.map(lambda task_id: self._ask(client, task_id), task_ids)
+            for task_id, outcome in zip(task_ids, outcomes, strict=True):
+                wait.tell(task_id, outcome, time.time())
+
+    def _ask(self, client: httpx.Client, task_id: str) -> ImageTask | GptImgError:
+        try:
+            return self._converse(poll_call(task_id), client=client, max_attempts=1)
+        except GptImgError as error:
+            return error
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Return whether the API accepts the connection's key, and in words what is wrong if not. Costs no credits."""
+        try:
+            with sync_client(self.settings) as client:
+                return judge_probe(exchange(client, self.settings, probe_call()))
+        except (GptImgError, OSError) as error:
+            return False, str(error)
+
+    def _converse(
+        self,
+        call: Call,
+        *,
+        client: httpx.Client | None = None,
+        secrets: tuple[str, ...] = (),
+        max_attempts: int = MAX_ATTEMPTS,
+    ) -> ImageTask:
+        try:
+            return self._drive(call, client, secrets, max_attempts)
+        except GptImgAuthError:
+            # The key may have been rotated since the connection was read.
+            fresh = ConnectionSettings.read(self.get_connection(self.gptimg_conn_id))
+            if fresh == self.settings:
+                raise
+            self.settings = fresh
+            return self._drive(call, client, secrets, max_attempts)
+
+    def _drive(self, call: Call, client: httpx.Client | None, secrets: tuple[str, ...], max_attempts: int) -> ImageTask:
+        if client is None:
+            with sync_client(self.settings) as client:
+                return self._drive(call, client, secrets, max_attempts)
+        conversation = converse(call, max_attempts=max_attempts)
+        outcome: Answer | NoAnswer | None = None
+        try:
+            step = next(conversation)
+            while True:
+                if isinstance(step, Sleep):
+                    self.log.info("gptimg: trying again in %.0f s", step.seconds)
+                    time.sleep(step.seconds)
+                    outcome = None
+                else:
+                    outcome = exchange(client, self.settings, step, secrets)
+                step = conversation.send(outcome)
+        except StopIteration as done:
+            task: ImageTask = done.value
+            return task

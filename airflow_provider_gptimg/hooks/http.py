@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How bytes travel: TLS, proxies, and one HTTP exchange, with sockets or with asyncio.
+
+Redirects are never followed, and the key goes into the Authorization header to the API's own host only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from urllib.request import getproxies, proxy_bypass
+
+import httpx
+
+from airflow_provider_gptimg import __version__
+from airflow_provider_gptimg.api.protocol import Answer, Call, NoAnswer, read_payload
+from airflow_provider_gptimg.exceptions import GptImgRequestError
+from airflow_provider_gptimg.hooks.connection import ConnectionSettings, Origin
+
+__all__ = ["USER_AGENT", "async_exchange", "exchange", "proxy_for", "sync_client", "tls_context"]
+
+USER_AGENT = f"airflow-provider-gptimg/{__version__}"
+
+_SHORTEST_SECRET = 8
+_MAX_BODY = 4 * 1024 * 1024
+# Errors after which the request certainly never left: the connection to the API was not made.
+_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
+
+
+@lru_cache(maxsize=8)
+def tls_context(verify: bool | str) -> ssl.SSLContext:
+    """Return the TLS context for `verify`: True, False, or a CA bundle's file or folder.
+
+    Cached, since reading a CA bundle takes 16–44 ms.
+
+    :raises GptImgRequestError: There is no such bundle.
+    """
+    if not isinstance(verify, str):
+        return httpx.create_ssl_context(verify=verify)
+    path = Path(verify)
+    try:
+        if path.is_dir():
+            return ssl.create_default_context(capath=verify)
+        return ssl.create_default_context(cafile=verify)
+    except OSError as error:
+        raise GptImgRequestError(f"verify={verify!r} in the connection's extra is no CA bundle: {error}") from None
+
+
+def proxy_for(origin: Origin) -> str | None:
+    """Return the proxy that the environment names for `origin`. Loopback hosts need none."""
+    if origin.is_loopback or proxy_bypass(origin.host):
+        return None
+    proxies = getproxies()
+    return proxies.get(origin.scheme) or proxies.get("all")
+
+
+def sync_client(settings: ConnectionSettings, origin: Origin | None = None) -> httpx.Client:
+    """Return a client that follows no redirect and reads no credentials from the environment."""
+    return httpx.Client(
+        verify=tls_context(settings.verify),
+        proxy=proxy_for(origin or settings.origin),
+        trust_env=False,
+        follow_redirects=False,
+        headers={"user-agent": USER_AGENT},
+        timeout=httpx.Timeout(settings.call_timeout, pool=None),
+    )
+
+
+def exchange(
+    client: httpx.Client, settings: ConnectionSettings, call: Call, secrets: tuple[str, ...] = ()
+) -> Answer | NoAnswer:
+    """Send `call` and return what came of it.
+
+    :param secrets: Texts besides the key that no answer may bring back, e.g. presigned URLs.
+    """
+    deadline = time.monotonic() + settings.call_timeout
+    try:
+        with client.stream(
+            call.method, settings.base_url + call.path, headers=_headers(settings, call), json=call.body
+        ) as response:
+            body = bytearray()
+            for chunk in response.iter_bytes():
+                body += chunk
+                if len(body) > _MAX_BODY:
+                    return NoAnswer("the answer is larger than any answer of the API", sent=True)
+                if time.monotonic() > deadline:
+                    return NoAnswer(f"the answer took longer than {settings.call_timeout:g} s", sent=True)
+    except (httpx.RequestError, OSError) as error:
+        return _no_answer(error)
+    return _answer(response, bytes(body), settings, secrets)
+
+
+async def async_exchange(client: httpx.AsyncClient, settings: ConnectionSettings, call: Call) -> Answer | NoAnswer:
+    """Send `call`, a read, and return what came of it; :func:`exchange` for an event loop."""
+    try:
+        async with asyncio.timeout(settings.call_timeout):
+            response = await client.request(
+                call.method, settings.base_url + call.path, headers=_headers(settings, call)
+            )
+    except (httpx.RequestError, OSError, TimeoutError) as error:
+        return _no_answer(error)
+    return _answer(response, response.content, settings, ())
+
+
+def _headers(settings: ConnectionSettings, call: Call) -> dict[str, str]:
+    headers = {"authorization": f"Bearer {settings.api_key}", "accept": "application/json"}
+    if call.is_submit:
+        # A server may close an idle connection just as a request goes out on it; whether it then saw the
+        # request cannot be known. So a submit never goes out on a kept connection, and leaves none.
+        headers["connection"] = "close"
+    return headers
+
+
+def _answer(response: httpx.Response, body: bytes, settings: ConnectionSettings, secrets: tuple[str, ...]) -> Answer:
+    # A shorter text would be found in innocent words; no real key is that short.
+    secrets = tuple(secret for secret in (settings.api_key, *secrets) if len(secret) >= _SHORTEST_SECRET)
+    return Answer(
+        status=response.status_code,
+        headers=_clean_headers(response.headers, secrets),
+        payload=read_payload(body, secrets),
+        received_at=time.time(),
+    )
+
+
+def _clean_headers(headers: Mapping[str, str], secrets: tuple[str, ...]) -> dict[str, str]:
+    wanted: dict[str, str] = {}
+    for name in ("date", "retry-after", "x-request-id"):
+        if value := headers.get(name):
+            for secret in secrets:
+                value = value.replace(secret, "***")
+            wanted[name] = value
+    return wanted
+
+
+def _no_answer(error: Exception) -> NoAnswer:
+    reason = ": ".join(filter(None, (type(error).__name__, str(error))))
+    return NoAnswer(reason, sent=not isinstance(error, _NOT_SENT))

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One async client per event loop and connection, shared by all triggers that wait there.
+
+A client a trigger would mean a TLS context, a handshake and a socket for each wait. The client speaks httpx's
+API over aiohttp's connection pool: httpx's own pool walks all its connections for each request, so its cost
+grows with requests in line times connections. A semaphore stands in front, so that waiting in line counts
+against no time-out and the number of sockets is bounded whatever the number of waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from weakref import WeakKeyDictionary
+
+import aiohttp
+import httpx
+from httpx_aiohttp import AiohttpTransport
+
+from airflow_provider_gptimg.api.protocol import MAX_ATTEMPTS, Answer, Call, NoAnswer, Sleep, converse, poll_call
+from airflow_provider_gptimg.api.tasks import ImageTask
+from airflow_provider_gptimg.exceptions import GptImgAuthError
+from airflow_provider_gptimg.hooks.connection import ConnectionSettings
+from airflow_provider_gptimg.hooks.http import USER_AGENT, async_exchange, proxy_for, tls_context
+
+__all__ = ["MAX_CONNECTIONS", "SharedClient", "shared_client"]
+
+MAX_CONNECTIONS = 36
+KEEP_ALIVE = 75.0
+"""Seconds an idle connection is kept: longer than any usual poll interval, or each poll would open one."""
+_FRESH = 60.0
+"""Seconds for which a connection's fields, once read, serve further triggers."""
+
+
+class SharedClient:
+    """The calls that triggers make over one connection. Get one by :func:`shared_client`."""
+
+    def __init__(self, conn_id: str) -> None:
+        self.conn_id = conn_id
+        self.users = 0
+        self._settings: ConnectionSettings | None = None
+        self._read_at = float("-inf")
+        self._lock = asyncio.Lock()
+        self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._client: httpx.AsyncClient | None = None
+
+    async def settings(self, stale: ConnectionSettings | None = None) -> ConnectionSettings:
+        """Return what the connection says, read once for all triggers that start together.
+
+        :param stale: What a caller found to be out of date; it is read anew unless another caller has just done so.
+        """
+        async with self._lock:
+            age = time.monotonic() - self._read_at
+            if self._settings is None or age > _FRESH or (self._settings is stale and age > 1.0):
+                from airflow.providers.common.compat.connection import get_async_connection
+
+                self._settings = ConnectionSettings.read(await get_async_connection(self.conn_id))
+                self._read_at = time.monotonic()
+            if self._client is None:
+                self._client = await self._open(self._settings)
+            return self._settings
+
+    async def get_task(self, task_id: str, max_attempts: int = MAX_ATTEMPTS) -> ImageTask:
+        """Ask for an image task. A rejected key is read anew, once, before it counts.
+
+        :param max_attempts: How often to send the request while it fails in a way that may pass.
+        :raises GptImgError: As :meth:`GptImgHook.get_task`.
+        """
+        call = poll_call(task_id)
+        settings = self._settings or await self.settings()
+        try:
+            return await self._drive(settings, call, max_attempts)
+        except GptImgAuthError:
+            fresh = await self.settings(stale=settings)
+            if fresh == settings:
+                raise
+            return await self._drive(fresh, call, max_attempts)
+
+    async def _drive(self, settings: ConnectionSettings, call: Call, max_attempts: int) -> ImageTask:
+        assert self._client is not None  # noqa: S101 - opened with the settings
+        conversation = converse(call, max_attempts=max_attempts)
+        outcome: Answer | NoAnswer | None = None
+        try:
+            step = next(conversation)
+            while True:
+                if isinstance(step, Sleep):
+                    await asyncio.sleep(step.seconds)
+                    outcome = None
+                else:
+                    async with self._slots:
+                        outcome = await async_exchange(self._client, settings, step)
+                step = conversation.send(outcome)
+        except StopIteration as done:
+            task: ImageTask = done.value
+            return task
+
+    async def _open(self, settings: ConnectionSettings) -> httpx.AsyncClient:
+        context = await asyncio.to_thread(tls_context, settings.verify)
+        proxy = proxy_for(settings.origin)
+
+        def session() -> aiohttp.ClientSession:
+            connector = aiohttp.TCPConnector(limit=MAX_CONNECTIONS, keepalive_timeout=KEEP_ALIVE, ssl=context)
+            return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+
+        transport = AiohttpTransport(
+            verify=context, client=session, proxy=httpx.Proxy(proxy) if proxy else None, trust_env=False
+        )
+        return httpx.AsyncClient(
+            transport=transport,
+            trust_env=False,
+            follow_redirects=False,
+            headers={"user-agent": USER_AGENT},
+            timeout=httpx.Timeout(settings.call_timeout, pool=None),
+        )
+
+    async def aclose(self) -> None:
+        """Close all its connections."""
+        if self._client is not None:
+            await self._client.aclose()
+
+
+_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, SharedClient]] = WeakKeyDictionary()
+
+
+@asynccontextmanager
+async def shared_client(conn_id: str) -> AsyncIterator[SharedClient]:
+    """Enter the running loop's client for connection `conn_id`; the last one to leave closes it."""
+    clients = _clients.setdefault(asyncio.get_running_loop(), {})
+    client = clients.get(conn_id)
+    if client is None:
+        client = clients[conn_id] = SharedClient(conn_id)
+    client.users += 1
+    try:
+        yield client
+    finally:
+        client.users -= 1
+        if not client.users:
+            del clients[conn_id]
+            await client.aclose()

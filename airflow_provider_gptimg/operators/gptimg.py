@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operators that submit: one returns the task id at once, one waits for the images too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import BaseOperator, conf
+
+from airflow_provider_gptimg.polling import DEFAULT_TIMEOUT
+from airflow_provider_gptimg.verdicts import airflow_verdict, retry_policy_argument
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_gptimg.hooks.gptimg import GptImgHook
+    from airflow_provider_gptimg.submission import Accepted, Submission
+
+__all__ = ["GptImgGenerateOperator", "GptImgSubmitOperator"]
+
+
+class GptImgSubmitOperator(BaseOperator):
+    """Submit a request for images, and return the `task_id` of its image task at once.
+
+    A submit costs 2 credits an image and is paid for once: a retry, or a clear after a failure, takes up the image
+    task that an earlier attempt submitted (Airflow 3.3 and newer). Clearing a success means "make new ones".
+
+    :param prompt: What the images should show (templated).
+    :param aspect_ratio: `W:H`, e.g. `16:9`; None leaves it to the API (templated).
+    :param n: Number of images, 1 to 4; also as text (templated).
+    :param reference_images: Up to 4 of `https://…`, `data:image/…` and `s3://bucket/key` (templated).
+    :param extra_body: Further fields of the request's body, passed on untouched (templated).
+    :param on_unknown_submission: What to do if a submit was sent and its outcome is unknown: `fail`, for a person
+        to decide, or `resubmit` at the next attempt, which may pay twice. None: the connection's, else `fail`.
+    :param gptimg_conn_id: Id of the connection (templated).
+    :param aws_conn_id: AWS connection that presigns `s3://` references (templated).
+    :param retry_policy: As of any operator (Airflow 3.3 and newer); None: a rate-limited attempt is repeated when
+        the API said, all else as the task says.
+    """
+
+    template_fields: Sequence[str] = (
+        "prompt",
+        "aspect_ratio",
+        "n",
+        "reference_images",
+        "extra_body",
+        "gptimg_conn_id",
+        "aws_conn_id",
+    )
+    template_fields_renderers = {"extra_body": "json"}  # noqa: RUF012 - Airflow's way
+    ui_color = "#f3e8ff"
+
+    def __init__(
+        self,
+        *,
+        prompt: str,
+        aspect_ratio: str | None = None,
+        n: int | str = 1,
+        reference_images: Sequence[str] | None = None,
+        extra_body: dict[str, Any] | None = None,
+        on_unknown_submission: str | None = None,
+        gptimg_conn_id: str = "gptimg_default",
+        aws_conn_id: str | None = "aws_default",
+        retry_policy: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**retry_policy_argument(retry_policy), **kwargs)
+        self.prompt = prompt
+        self.aspect_ratio = aspect_ratio
+        self.n = n
+        self.reference_images = reference_images
+        self.extra_body = extra_body
+        self.on_unknown_submission = on_unknown_submission
+        self.gptimg_conn_id = gptimg_conn_id
+        self.aws_conn_id = aws_conn_id
+
+    def execute(self, context: Context) -> Any:
+        """Return the id of the image task.
+
+        :raises AirflowFailException: No other attempt would end otherwise; its cause is the error.
+        :raises GptImgError: As the README's table of errors says.
+        """
+        submission, accepted = self._obtain(context)
+        submission.deliver()
+        return accepted.task.task_id
+
+    def on_kill(self) -> None:
+        """Say what a person who ends the task should know."""
+        from airflow_provider_gptimg.triggers.gptimg import PAID_FOR
+
+        self.log.warning(PAID_FOR)
+
+    def _hook(self) -> GptImgHook:
+        from airflow_provider_gptimg.hooks.gptimg import GptImgHook
+
+        return GptImgHook(self.gptimg_conn_id)
+
+    def _obtain(self, context: Context) -> tuple[Submission, Accepted]:
+        from airflow_provider_gptimg.api.requests import ImageRequest, check_on_unknown_submission
+        from airflow_provider_gptimg.submission import Submission
+
+        hook = self._hook()
+        with airflow_verdict():
+            request = ImageRequest.check(
+                self.prompt,
+                aspect_ratio=self.aspect_ratio,
+                n=self.n,
+                reference_images=self.reference_images,
+                extra_body=self.extra_body,
+            )
+            on_unknown = check_on_unknown_submission(self.on_unknown_submission)
+            on_unknown = on_unknown or hook.settings.on_unknown_submission or "fail"
+        submission = Submission(context, self.log)
+        with airflow_verdict(on_unknown):
+            accepted = submission.obtain(hook, request, on_unknown, self.aws_conn_id)
+        context["ti"].xcom_push(key="credits", value=accepted.charged)
+        return submission, accepted
+
+
+class GptImgGenerateOperator(GptImgSubmitOperator):
+    """Submit a request for images, wait for it, and return the finished task (dict).
+
+    A time-out leaves the image task alive; the next attempt waits on for it. All arguments of
+    :class:`GptImgSubmitOperator`, and:
+
+    :param deferrable: Wait in the triggerer instead of on a worker.
+    :param poll_interval: Seconds between polls, 5 to 10 as the vendor asks; None: the connection's, else 5.
+    :param first_poll_after: Seconds from submission to the first poll after the one made at once; None: the
+        connection's, else 39.
+    :param timeout: Seconds from submission to completion.
+    """
+
+    def __init__(
+        self,
+        *,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        poll_interval: float | None = None,
+        first_poll_after: float | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        retry_policy: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(retry_policy=retry_policy, **kwargs)
+        self.deferrable = deferrable
+        self.poll_interval = poll_interval
+        self.first_poll_after = first_poll_after
+        self.timeout = timeout
+
+    def execute(self, context: Context) -> Any:
+        """Return the finished task, or defer until it is finished.
+
+        :raises AirflowFailException: No other attempt would end otherwise; its cause is the error.
+        :raises GptImgError: As the README's table of errors says.
+        """
+        _, accepted = self._obtain(context)
+        return self._wait(context, accepted.task.task_id, accepted.submitted_at)
+
+    def execute_complete(
+        self, context: Context, event: Any, *, task_id: str, submitted_at: float, deadline: float
+    ) -> Any:
+        """Return the finished task after the trigger has fired.
+
+        :param deadline: Unix seconds.
+        :raises GptImgError: As :meth:`execute`.
+        """
+        from airflow_provider_gptimg.waiting import read_event
+
+        with airflow_verdict():
+            timed_out = read_event(event) == "timeout"
+        return self._wait(context, task_id, submitted_at, deadline, defer=self.deferrable and not timed_out)
+
+    def _wait(
+        self,
+        context: Context,
+        task_id: str,
+        submitted_at: float,
+        deadline: float | None = None,
+        defer: bool | None = None,
+    ) -> Any:
+        from airflow_provider_gptimg.submission import Submission
+        from airflow_provider_gptimg.waiting import TaskWaiter
+
+        defer = self.deferrable if defer is None else defer
+        with airflow_verdict():
+            waiter = TaskWaiter(
+                self._hook(),
+                task_id,
+                poll_interval=self.poll_interval,
+                first_poll_after=self.first_poll_after,
+                timeout=self.timeout,
+                submitted_at=submitted_at,
+                deadline=deadline,
+            )
+            if not waiter.ask() and not waiter.expired:
+                if defer:
+                    self.defer(
+                        trigger=waiter.trigger(),
+                        method_name="execute_complete",
+                        kwargs={
+                            "task_id": task_id,
+                            "submitted_at": submitted_at,
+                            "deadline": waiter.wait.deadline,
+                        },
+                    )
+                waiter.hold()
+            task = waiter.results()[0]
+        Submission(context, self.log).deliver()
+        return task.as_dict()

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trigger: waits for image tasks in the triggerer, where thousands of waits share one client."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_provider_gptimg.api.tasks import COMPLETED, ImageTask
+from airflow_provider_gptimg.exceptions import GptImgError
+from airflow_provider_gptimg.polling import Progress, Wait
+
+if TYPE_CHECKING:
+    from airflow_provider_gptimg.hooks.shared_client import SharedClient
+
+__all__ = ["GptImgTaskTrigger"]
+
+_AT_ONCE = 8
+"""Polls that one trigger has under way at the most."""
+
+
+class GptImgTaskTrigger(BaseTrigger):
+    """Wait until image tasks are final, then fire once.
+
+    It only ever polls: a trigger can be started twice, so it must not submit. All it goes by is in its
+    arguments, so a restarted or moved triggerer goes on within the same deadline.
+
+    The event is small however many tasks it speaks of: `status` is `finished` (all are final), `timeout`, or
+    `error` with the `error` that no waiting mends. The resumed task asks for the rest itself.
+
+    :param gptimg_task_id: One id of an image task, or a list of them.
+    :param gptimg_conn_id: Id of the connection.
+    :param poll_interval: Seconds between polls of a task; None: the connection's, else 5.
+    :param first_poll_after: Seconds from submission to the first poll; None: the connection's, else 39.
+    :param deadline: When to give up, in Unix seconds; None: `timeout` seconds after submission.
+    :param timeout: Seconds from submission to completion, for a wait without a `deadline`.
+    :param submitted_at: When the tasks were submitted, in Unix seconds; None: as the API says.
+    :param first_poll_at: When to poll first, in Unix seconds; None: at once.
+    :param end_from_trigger: End the Airflow task in the triggerer once all image tasks are completed, with its XCom
+        written (Airflow 3.3 and newer).
+    """
+
+    def __init__(
+        self,
+        gptimg_task_id: str | list[str],
+        gptimg_conn_id: str = "gptimg_default",
+        poll_interval: float | None = None,
+        first_poll_after: float | None = None,
+        deadline: float | None = None,
+        timeout: float | None = None,
+        submitted_at: float | None = None,
+        first_poll_at: float | None = None,
+        end_from_trigger: bool = False,
+    ) -> None:
+        super().__init__()
+        self.gptimg_task_id = gptimg_task_id
+        self.gptimg_conn_id = gptimg_conn_id
+        self.poll_interval = poll_interval
+        self.first_poll_after = first_poll_after
+        self.deadline = deadline
+        self.timeout = timeout
+        self.submitted_at = submitted_at
+        self.first_poll_at = first_poll_at
+        self.end_from_trigger = end_from_trigger
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the trigger's import path and arguments."""
+        return (
+            "airflow_provider_gptimg.triggers.gptimg.GptImgTaskTrigger",
+            {
+                "gptimg_task_id": self.gptimg_task_id,
+                "gptimg_conn_id": self.gptimg_conn_id,
+                "poll_interval": self.poll_interval,
+                "first_poll_after": self.first_poll_after,
+                "deadline": self.deadline,
+                "timeout": self.timeout,
+                "submitted_at": self.submitted_at,
+                "first_poll_at": self.first_poll_at,
+                "end_from_trigger": self.end_from_trigger,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Wait, and yield one event."""
+        # Imported here, since operators import this module when a DAG is parsed.
+        from airflow_provider_gptimg.hooks.shared_client import shared_client
+
+        try:
+            async with shared_client(self.gptimg_conn_id) as client:
+                settings = await client.settings()
+                wait = Wait(
+                    settings.schedule(self.poll_interval, self.first_poll_after),
+                    deadline=self.deadline,
+                    submitted_at=self.submitted_at,
+                    progress=Progress(self.log.info),
+                )
+                status = await self._wait(client, wait)
+            event = await self._finish(wait) if status == "finished" else TriggerEvent({"status": status})
+        except GptImgError as error:
+            event = TriggerEvent({"status": "error", "error": error.as_dict()})
+        except Exception as error:
+            # An exception would reach the task as a nameless "trigger failure".
+            self.log.exception("The wait for image tasks failed")
+            failure = GptImgError(f"The wait in the triggerer failed: {type(error).__name__}: {error}")
+            event = TriggerEvent({"status": "error", "error": failure.as_dict()})
+        yield event
+
+    async def on_kill(self) -> None:
+        """Say what a person who ends the waiting Airflow task should know."""
+        self.log.warning(PAID_FOR)
+
+    @property
+    def _task_ids(self) -> list[str]:
+        return [self.gptimg_task_id] if isinstance(self.gptimg_task_id, str) else list(self.gptimg_task_id)
+
+    async def _wait(self, client: SharedClient, wait: Wait) -> str:
+        """Poll each task when it is due, until all are final or time is up."""
+        started = time.time()
+        first = max(self.first_poll_at or 0.0, started)
+        # All triggers of a restarted triggerer would else poll at the same moment.
+        late = self.first_poll_at is not None and self.first_poll_at < started
+        wait.add(dict.fromkeys(self._task_ids), first, spread=wait.schedule.poll_interval if late else 0.0)
+        polls: set[asyncio.Task[None]] = set()
+        try:
+            while polls or wait.next_at is not None:
+                now = time.time()
+                if wait.expired(now):
+                    return "timeout"
+                while len(polls) < _AT_ONCE and (task_id := wait.take_due(now)) is not None:
+                    polls.add(asyncio.create_task(self._poll(client, wait, task_id)))
+                next_at = wait.next_at if len(polls) < _AT_ONCE else None
+                until = [at for at in (next_at, wait.deadline) if at is not None]
+                pause = max(0.0, min(until) - now) if until else None
+                if polls:
+                    done, polls = await asyncio.wait(polls, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+                    for poll in done:
+                        poll.result()
+                    if wait.deadline is None and self.timeout is not None and not polls:
+                        wait.count_from_submission(self.timeout, since=started)
+                else:
+                    await asyncio.sleep(pause or 0.0)
+        finally:
+            for poll in polls:
+                poll.cancel()
+        return "finished"
+
+    async def _poll(self, client: SharedClient, wait: Wait, task_id: str) -> None:
+        outcome: ImageTask | GptImgError
+        try:
+            outcome = await client.get_task(task_id, max_attempts=1)
+        except GptImgError as error:
+            outcome = error
+        wait.tell(task_id, outcome, time.time())
+
+    async def _finish(self, wait: Wait) -> TriggerEvent:
+        tasks = [wait.outcomes[task_id] for task_id in self._task_ids]
+        images = [task for task in tasks if isinstance(task, ImageTask) and task.status == COMPLETED]
+        if self.end_from_trigger and len(images) == len(tasks):
+            from airflow.triggers.base import TaskSuccessEvent
+
+            results = [task.as_dict() for task in images]
+            await self._push_result(results[0] if isinstance(self.gptimg_task_id, str) else results)
+            return TaskSuccessEvent()
+        return TriggerEvent({"status": "finished"})
+
+    async def _push_result(self, result: Any) -> None:
+        # TaskSuccessEvent(xcoms=…) would bring the value downstream as JSON text instead of as a dict.
+        from airflow.providers.common.compat.sdk import XCom
+        from asgiref.sync import sync_to_async
+
+        ti = self.task_instance
+        await sync_to_async(XCom.set)(
+            key="return_value",
+            value=result,
+            dag_id=ti.dag_id,
+            task_id=ti.task_id,
+            run_id=ti.run_id,
+            map_index=ti.map_index,
+        )
+
+
+PAID_FOR = (
+    "The API has no call to cancel an image task: what was submitted is paid for and goes on. Clear the Airflow task "
+    "to pick its images up"
+)

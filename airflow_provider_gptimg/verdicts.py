@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an error means to Airflow: fail at once, retry, or retry later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from airflow_provider_gptimg.exceptions import (
+    GptImgAuthError,
+    GptImgInsufficientCreditsError,
+    GptImgRateLimitError,
+    GptImgRequestError,
+    GptImgSubmissionUnknownError,
+    GptImgTaskNotFoundError,
+)
+
+try:
+    from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
+except ImportError:  # before Airflow 3.3
+    RetryPolicy = None  # type: ignore[assignment,misc]
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+__all__ = ["airflow_verdict", "retry_policy_argument"]
+
+# The same attempt again would end the same.
+_FINAL = (
+    GptImgAuthError,
+    GptImgInsufficientCreditsError,
+    GptImgRequestError,
+    GptImgTaskNotFoundError,
+)
+
+
+@contextmanager
+def airflow_verdict(on_unknown: str = "fail") -> Iterator[None]:
+    """Let errors that no other attempt mends fail the task at once, whatever its `retries`.
+
+    :param on_unknown: `resubmit` lets an unknown submission be retried.
+    :raises AirflowFailException: With the error's text, and the error as its cause.
+    """
+    try:
+        yield
+    except _FINAL as error:
+        raise AirflowFailException(str(error)) from error
+    except GptImgSubmissionUnknownError as error:
+        if on_unknown == "resubmit":
+            raise
+        raise AirflowFailException(str(error)) from error
+
+
+if RetryPolicy is not None:
+
+    class GptImgRetryPolicy(RetryPolicy):
+        """Retry a rate-limited task when the API said, and all else as the task says. The operators' default."""
+
+        def evaluate(
+            self,
+            exception: BaseException,
+            try_number: int,
+            max_tries: int,
+            context: Context | None = None,
+        ) -> RetryDecision:
+            """Return the decision for `exception`."""
+            if isinstance(exception, GptImgRateLimitError) and exception.retry_after:
+                delay = timedelta(seconds=exception.retry_after)
+                return RetryDecision.retry(delay=delay, reason="The API limits the rate and said when to come back")
+            return RetryDecision.default()
+
+        def serialize(self) -> dict[str, Any]:
+            """Return nothing: the policy has no settings."""
+            return {}
+
+        @classmethod
+        def deserialize(cls, data: dict[str, Any]) -> GptImgRetryPolicy:
+            """Return the policy."""
+            return cls()
+
+
+def retry_policy_argument(retry_policy: Any) -> dict[str, Any]:
+    """Return the `retry_policy` argument for `BaseOperator`: the given one, else this provider's.
+
+    Empty before Airflow 3.3, whose operators know none.
+    """
+    return {} if RetryPolicy is None else {"retry_policy": retry_policy or GptImgRetryPolicy()}
