@@ -7,6 +7,7 @@ import colorsys
 import hashlib
 import io
 import math
+from bisect import bisect_right
 from functools import lru_cache
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -24,9 +25,7 @@ _FONT_SIZES = (44, 36, 28, 22, 18)
 def pixel_size(aspect_ratio: str | None) -> tuple[int, int]:
     """Return width and height for `W:H` (None: a square): of much the same area, each from 256 to 1024."""
     width, height = (int(part) for part in (aspect_ratio or "1:1").split(":"))
-    # Whatever is wider than 4:1 ends at the limits anyway, and absurdly long numbers do not fit a float.
-    ratio = min(max(width * 1000 // height, 250), 4000) / 1000
-    return _clamp(math.sqrt(_AREA * ratio)), _clamp(math.sqrt(_AREA / ratio))
+    return _clamp(math.sqrt(_AREA * width / height)), _clamp(math.sqrt(_AREA * height / width))
 
 
 def _clamp(side: float) -> int:
@@ -94,9 +93,8 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
                 lines.append(line)
                 line = ""
             else:
-                fitting = 1
-                while font.getlength(word[: fitting + 1]) <= width:
-                    fitting += 1
+                ends = range(1, min(len(word), width))
+                fitting = max(bisect_right(ends, width, key=lambda end, word=word: font.getlength(word[:end])), 1)
                 lines.append(word[:fitting])
                 word = word[fitting:]
     return [*lines, line] if line and len(lines) < limit else lines

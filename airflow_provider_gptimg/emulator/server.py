@@ -91,7 +91,7 @@ class Server:
         ):
             app.router.add_route(method, path, self._endpoint(kind, work))
             app.router.add_route("*", path, self._endpoint(None, _refuse_method(method)))
-        app.router.add_route("*", "/{path:.*}", self._endpoint(None, _refuse_path))
+        app.router.add_route("*", r"/{path:[\s\S]*}", self._endpoint(None, _refuse_path))
         return app
 
     async def release(self) -> None:

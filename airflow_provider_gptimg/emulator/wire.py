@@ -30,7 +30,7 @@ KEY_PARAMETERS = frozenset({"api_key", "apikey", "key", "token", "access_token"}
 MOST_IMAGES = 4
 MOST_REFERENCES = 4
 
-_RATIO = re.compile(r"[1-9][0-9]*:[1-9][0-9]*", re.ASCII)
+_RATIO = re.compile(r"[1-9][0-9]{0,5}:[1-9][0-9]{0,5}", re.ASCII)
 _CODES = {
     400: "INVALID_REQUEST",
     401: "UNAUTHORIZED",
