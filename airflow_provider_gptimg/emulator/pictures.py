@@ -57,7 +57,7 @@ def _background(prompt: str, size: tuple[int, int]) -> Image.Image:
     digest = hashlib.sha256(prompt.encode()).digest()
     hue, step = digest[0] / 256, 0.08 + digest[1] / 1024
     shades = Image.linear_gradient("L").rotate(90 * (digest[2] % 4)).resize(size)
-    return ImageOps.colorize(shades, _colour(hue, 0.35), _colour(hue + step, 0.65))
+    return ImageOps.colorize(shades, _colour(hue, 0.35), _colour(hue + step, 0.55))
 
 
 def _colour(hue: float, brightness: float) -> tuple[int, int, int]:
@@ -93,8 +93,13 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
                 lines.append(line)
                 line = ""
             else:
-                ends = range(1, min(len(word), width))
-                fitting = max(bisect_right(ends, width, key=lambda end, word=word: font.getlength(word[:end])), 1)
+                fitting = _fitting(word, font, width)
                 lines.append(word[:fitting])
                 word = word[fitting:]
     return [*lines, line] if line and len(lines) < limit else lines
+
+
+def _fitting(word: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> int:
+    """Return how many letters of the word are no wider than `width` pixels; one at least."""
+    ends = range(1, min(len(word), width))
+    return max(bisect_right(ends, float(width), key=lambda end: font.getlength(word[:end])), 1)
