@@ -62,7 +62,7 @@ def get_provider_info() -> dict[str, Any]:
                     },
                     "poll_interval": {
                         "label": "Poll interval (s)",
-                        "description": "Seconds between polls of an image task; 5 if empty. The vendor asks for 5 to 10.",
+                        "description": "Seconds between polls of an image task; 5 if empty; the vendor asks for 5–10.",
                         "schema": {"type": ["number", "null"], "exclusiveMinimum": 0},
                     },
                     "first_poll_after": {

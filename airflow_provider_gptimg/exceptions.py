@@ -141,7 +141,7 @@ def from_dict(fact: dict[str, Any]) -> GptImgError:
     :param fact: What `as_dict` returned, perhaps in another release of this provider.
     """
     error_type = globals().get(str(fact.get("type")))
-    details = {name: fact[name] for name in ("code", "http_status", "request_id") if name in fact}
+    details: dict[str, Any] = {name: fact[name] for name in ("code", "http_status", "request_id") if name in fact}
     message = str(fact.get("message") or "the trigger reported an error without a message")
     if not (isinstance(error_type, type) and issubclass(error_type, GptImgError)):
         return GptImgError(message, **details)

@@ -241,7 +241,7 @@ class Submission:
         if record is None:
             self._store.delete(self._key)
             return
-        from airflow.sdk import NEVER_EXPIRE
+        from airflow.sdk.execution_time.context import NEVER_EXPIRE
 
         # Kept as long as its DAG run: an expired record would let a retry pay again.
         self._store.set(self._key, record.to_json(), retention=NEVER_EXPIRE)

@@ -202,8 +202,7 @@ def _decode(call: Call, answer: Answer) -> ImageTask:
             if call.is_submit:
                 raise _unknown(f"it was answered with HTTP {answer.status}, but {error.message}", answer) from error
             raise
-    error = _read_error(call, answer)
-    raise error
+    raise _read_error(call, answer)
 
 
 def _unanswered(call: Call, outcome: NoAnswer | None) -> GptImgError:
@@ -340,11 +339,11 @@ def _read_task(call: Call, answer: Answer) -> ImageTask:
             http_status=answer.status,
             request_id=_request_id(answer),
         )
-    task_id = data.get("task_id") or (None if call.is_submit else call.task_id)
+    found = data.get("task_id") or (None if call.is_submit else call.task_id)
     # An accepted submit is paid for: its id is all that is needed, so nothing else may spoil it.
     status = data.get("status") or (PROCESSING if call.is_submit else None)
     try:
-        check_task_id(task_id)
+        task_id = check_task_id(found)
     except GptImgRequestError:
         raise GptImgProtocolError("the image task in it has no usable task_id", http_status=answer.status) from None
     if call.task_id is not None and call.task_id not in (task_id, data.get("id")):

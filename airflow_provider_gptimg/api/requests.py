@@ -29,7 +29,7 @@ def check_on_unknown_submission(policy: object) -> str | None:
     :raises GptImgRequestError: It is something else.
     """
     if policy is None or policy in _ON_UNKNOWN_SUBMISSION:
-        return policy  # type: ignore[return-value]
+        return policy
     raise GptImgRequestError(
         f"on_unknown_submission={policy!r} is not known: use 'fail' (a person decides whether to submit again) "
         "or 'resubmit' (the next attempt submits, and may pay twice)"

@@ -114,8 +114,8 @@ class GptImgTaskSensor(BaseSensorOperator):
         """
         if self.wants_start_from_trigger:
             self.log.info(
-                "This wait did not start in the triggerer, so it goes on as usual: that takes Airflow 3.3, deferrable, an "
-                "unmapped task, and a gptimg_task_id that the triggerer can render"
+                "This wait did not start in the triggerer, so it goes on as usual: that takes Airflow 3.3, deferrable, "
+                "an unmapped task, and a gptimg_task_id that the triggerer can render"
             )
         with self._verdict():
             if self.reschedule and not self.deferrable:

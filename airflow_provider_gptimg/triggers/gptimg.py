@@ -172,7 +172,7 @@ class GptImgTaskTrigger(BaseTrigger):
         from airflow.providers.common.compat.sdk import XCom
         from asgiref.sync import sync_to_async
 
-        ti = self.task_instance
+        ti: Any = self.task_instance
         await sync_to_async(XCom.set)(
             key="return_value",
             value=result,

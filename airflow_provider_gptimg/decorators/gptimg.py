@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The TaskFlow decorator `@task.gptimg`: a function returns what to submit, the task returns the images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.providers.common.compat.sdk import (
+    DecoratedOperator,
+    TaskDecorator,
+    context_merge,
+    determine_kwargs,
+    task_decorator_factory,
+)
+
+from airflow_provider_gptimg.operators.gptimg import GptImgGenerateOperator
+from airflow_provider_gptimg.verdicts import airflow_verdict
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+__all__ = ["gptimg_task"]
+
+_SUBMIT_ARGUMENTS = (
+    "prompt",
+    "aspect_ratio",
+    "n",
+    "reference_images",
+    "extra_body",
+    "on_unknown_submission",
+)
+
+
+class _GptImgDecoratedOperator(DecoratedOperator, GptImgGenerateOperator):
+    """Generate images of what a function returns, and return the finished task (dict)."""
+
+    # Without the prompt: what the function returns may hold foreign text, which must not be rendered.
+    template_fields: Sequence[str] = (
+        *DecoratedOperator.template_fields,
+        *(name for name in GptImgGenerateOperator.template_fields if name != "prompt"),
+    )
+    template_fields_renderers: ClassVar[dict[str, str]] = {
+        **DecoratedOperator.template_fields_renderers,
+        **GptImgGenerateOperator.template_fields_renderers,
+    }
+    custom_operator_name = "@task.gptimg"
+
+    def __init__(
+        self,
+        *,
+        python_callable: Callable[..., Any],
+        op_args: Collection[Any] | None = None,
+        op_kwargs: Mapping[str, Any] | None = None,
+        retry_policy: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            python_callable=python_callable,
+            op_args=op_args,
+            op_kwargs=op_kwargs,
+            retry_policy=retry_policy,
+            prompt="",  # the function says it
+            **kwargs,
+        )
+
+    def execute(self, context: Context) -> Any:
+        """Call the function, submit what it returns, and return the finished task.
+
+        :raises GptImgError: As :meth:`GptImgGenerateOperator.execute`.
+        """
+        context_merge(context, self.op_kwargs)
+        kwargs = determine_kwargs(self.python_callable, self.op_args, context)
+        with airflow_verdict():
+            self._take(self.python_callable(*self.op_args, **kwargs))
+        return super().execute(context)
+
+    def _take(self, returned: Any) -> None:
+        from airflow_provider_gptimg.exceptions import GptImgRequestError
+
+        arguments = returned if isinstance(returned, Mapping) else {"prompt": returned}
+        if unknown := sorted(str(name) for name in arguments if name not in _SUBMIT_ARGUMENTS):
+            raise GptImgRequestError(
+                f"The function of @task.gptimg returned {unknown[0]!r}, which is no submit argument: "
+                f"{', '.join(_SUBMIT_ARGUMENTS)} are"
+            )
+        for name, value in arguments.items():
+            setattr(self, name, value)
+
+
+def gptimg_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
+    """Make a task of a function that returns a prompt, or a dict of submit arguments.
+
+    The task's XCom is the finished task (dict). What the function returns is not rendered as Jinja. If it returns
+    something else at a retry, that is a changed request, which is submitted anew: keep it deterministic.
+
+    :param python_callable: The function.
+    :param kwargs: Arguments of :class:`GptImgGenerateOperator`; the function's dict wins over them.
+    """
+    kwargs.setdefault("multiple_outputs", False)
+    return task_decorator_factory(
+        python_callable=python_callable, decorated_operator_class=_GptImgDecoratedOperator, **kwargs
+    )

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The transfer: mirrors the images of image tasks to S3, waiting for them where need be."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import BaseOperator, conf
+
+from airflow_provider_gptimg.polling import DEFAULT_TIMEOUT
+from airflow_provider_gptimg.verdicts import airflow_verdict, retry_policy_argument
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_gptimg.mirror import KeyPattern, MirroredObject
+    from airflow_provider_gptimg.waiting import TaskWaiter
+
+__all__ = ["GptImgToS3Operator"]
+
+
+class GptImgToS3Operator(BaseOperator):
+    """Mirror the images of image tasks to S3, and return the mirrored objects (list of dicts).
+
+    It waits for tasks that are not finished. Each object is exactly the image, or is not there: format, length and
+    size are checked before one conditional PUT, whose checksum S3 verifies, makes it visible. A second run
+    downloads nothing and says `skipped`. Of a list, what can be mirrored is, then the first failure is raised.
+
+    :param gptimg_task_id: An image task's id, a finished task (dict), or a list of them, e.g. `submit.output`, also
+        of a mapped submit (templated).
+    :param s3_key: Pattern of the key, with `{task_id}`, `{index}` (from 0) and `{ext}` (`.png`, `.jpg` or `.webp`, as
+        the image's bytes say), or a full `s3://bucket/pattern` (templated).
+    :param s3_bucket: The bucket, unless `s3_key` names it (templated).
+    :param aws_conn_id: AWS connection; its `endpoint_url` may name any S3-compatible store (templated).
+    :param replace: Overwrite an object that is not this image; else that is an error.
+    :param encrypt: Let S3 encrypt the objects at rest (SSE-S3).
+    :param acl_policy: Canned ACL of the objects, e.g. `public-read`.
+    :param verify: Of the connection to S3: True, False or the path of a CA bundle; None: the AWS connection's.
+    :param max_image_bytes: Larger images are refused; at most 5 GiB.
+    :param concurrency: Images under way at a time. Each needs 1 MiB of memory, and its size on disk.
+    :param extra_args: Further arguments of S3's PutObject, e.g. `{"StorageClass": "STANDARD_IA"}` (templated).
+    :param gptimg_conn_id: Id of the connection (templated).
+    :param deferrable: Wait in the triggerer instead of on a worker.
+    :param poll_interval: Seconds between polls; None: the connection's, else 5.
+    :param first_poll_after: Seconds from submission to the first poll after the one made at once; None: the
+        connection's, else 39.
+    :param timeout: Seconds from submission to completion.
+    :param retry_policy: As of any operator (Airflow 3.3 and newer).
+    """
+
+    template_fields: Sequence[str] = (
+        "gptimg_task_id",
+        "s3_key",
+        "s3_bucket",
+        "aws_conn_id",
+        "extra_args",
+        "gptimg_conn_id",
+    )
+    ui_color = "#e0e7ff"
+
+    def __init__(
+        self,
+        *,
+        gptimg_task_id: Any,
+        s3_key: str = "gptimg/{task_id}/{index}{ext}",
+        s3_bucket: str | None = None,
+        aws_conn_id: str | None = "aws_default",
+        replace: bool = False,
+        encrypt: bool = False,
+        acl_policy: str | None = None,
+        verify: bool | str | None = None,
+        max_image_bytes: int = 64 * 1024 * 1024,
+        concurrency: int = 4,
+        extra_args: dict[str, Any] | None = None,
+        gptimg_conn_id: str = "gptimg_default",
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        poll_interval: float | None = None,
+        first_poll_after: float | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        retry_policy: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**retry_policy_argument(retry_policy), **kwargs)
+        self.gptimg_task_id = gptimg_task_id
+        self.s3_key = s3_key
+        self.s3_bucket = s3_bucket
+        self.aws_conn_id = aws_conn_id
+        self.replace = replace
+        self.encrypt = encrypt
+        self.acl_policy = acl_policy
+        self.verify = verify
+        self.max_image_bytes = max_image_bytes
+        self.concurrency = concurrency
+        self.extra_args = extra_args
+        self.gptimg_conn_id = gptimg_conn_id
+        self.deferrable = deferrable
+        self.poll_interval = poll_interval
+        self.first_poll_after = first_poll_after
+        self.timeout = timeout
+
+    def execute(self, context: Context) -> Any:
+        """Return the mirrored objects, or defer until the tasks are finished.
+
+        :raises AirflowFailException: No other attempt would end otherwise; its cause is the error.
+        :raises GptImgError: As the README's table of errors says.
+        """
+        return self._mirror_when_finished()
+
+    def execute_complete(self, context: Context, event: Any = None, deadline: float | None = None) -> Any:
+        """Return the mirrored objects after the trigger has fired.
+
+        :param deadline: Unix seconds; None: counted from submission.
+        :raises GptImgError: As :meth:`execute`.
+        """
+        from airflow_provider_gptimg.waiting import read_event
+
+        with airflow_verdict():
+            timed_out = read_event(event) == "timeout"
+        return self._mirror_when_finished(time.time() if timed_out else deadline)
+
+    def on_kill(self) -> None:
+        """Say what a person who ends the task should know."""
+        from airflow_provider_gptimg.triggers.gptimg import PAID_FOR
+
+        self.log.warning(PAID_FOR)
+
+    def _mirror_when_finished(self, deadline: float | None = None) -> Any:
+        from airflow_provider_gptimg.hooks.gptimg import GptImgHook
+        from airflow_provider_gptimg.waiting import TaskWaiter
+
+        with airflow_verdict():
+            pattern, put_arguments = self._check_destination()
+            waiter = TaskWaiter(
+                GptImgHook(self.gptimg_conn_id),
+                self.gptimg_task_id,
+                poll_interval=self.poll_interval,
+                first_poll_after=self.first_poll_after,
+                timeout=self.timeout,
+                deadline=deadline,
+            )
+            if not waiter.ask() and not waiter.expired:
+                if self.deferrable:
+                    self.defer(
+                        trigger=waiter.trigger(),
+                        method_name="execute_complete",
+                        kwargs={"deadline": waiter.wait.deadline},
+                    )
+                waiter.hold()
+            return [mirrored.as_dict() for mirrored in self._mirror(waiter, pattern, put_arguments)]
+
+    def _check_destination(self) -> tuple[KeyPattern, dict[str, Any]]:
+        """Return where objects go and how they are put; all that can be refused before a wait is refused here."""
+        from airflow_provider_gptimg.exceptions import GptImgRequestError
+        from airflow_provider_gptimg.mirror import SINGLE_PUT_LIMIT, KeyPattern
+
+        if not 0 < self.max_image_bytes <= SINGLE_PUT_LIMIT:
+            raise GptImgRequestError(
+                f"max_image_bytes={self.max_image_bytes!r} is not from 1 to {SINGLE_PUT_LIMIT} (5 GiB), "
+                "which is what S3 takes at once"
+            )
+        if self.concurrency < 1:
+            raise GptImgRequestError(f"concurrency={self.concurrency!r} is less than 1 image at a time")
+        extra_args = self.extra_args or {}
+        if not isinstance(extra_args, Mapping):
+            raise GptImgRequestError(f"extra_args={extra_args!r:.120} is not a dict of PutObject arguments")
+        fixed = {"Bucket", "Key", "Body", "ContentLength", "ContentType", "ChecksumSHA256", "IfNoneMatch"}
+        if clash := sorted(fixed & set(extra_args)):
+            raise GptImgRequestError(f"extra_args sets {clash[0]!r}, which the transfer sets itself: leave it out")
+        put_arguments = dict(extra_args)
+        if self.encrypt:
+            put_arguments.setdefault("ServerSideEncryption", "AES256")
+        if self.acl_policy:
+            put_arguments["ACL"] = self.acl_policy
+        return KeyPattern(self.s3_key, self.s3_bucket), put_arguments
+
+    def _mirror(self, waiter: TaskWaiter, pattern: KeyPattern, put_arguments: dict[str, Any]) -> list[MirroredObject]:
+        """Mirror what is completed, then raise the first failure if there is one."""
+        from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+
+        from airflow_provider_gptimg.api.tasks import ImageTask
+        from airflow_provider_gptimg.exceptions import GptImgError
+        from airflow_provider_gptimg.mirror import Mirror
+        from airflow_provider_gptimg.waiting import raise_failures
+
+        outcomes = waiter.outcomes
+        s3 = S3Hook(aws_conn_id=self.aws_conn_id, verify=self.verify)
+        with Mirror(
+            waiter.hook,
+            s3.conn,
+            pattern,
+            replace=self.replace,
+            put_arguments=put_arguments,
+            max_image_bytes=self.max_image_bytes,
+            concurrency=self.concurrency,
+            log=self.log,
+        ) as mirror:
+            copied = mirror.copy(task for task in outcomes.values() if isinstance(task, ImageTask))
+        failures: dict[str, Any] = {
+            task_id: error for task_id, error in {**outcomes, **copied}.items() if isinstance(error, GptImgError)
+        }
+        raise_failures({**outcomes, **failures})
+        objects = [mirrored for result in copied.values() if isinstance(result, list) for mirrored in result]
+        new = [mirrored for mirrored in objects if not mirrored.skipped]
+        self.log.info(
+            "Mirrored %d images, %d bytes, to s3://%s; %d were there already",
+            len(new),
+            sum(mirrored.size for mirrored in new),
+            pattern.bucket,
+            len(objects) - len(new),
+        )
+        return objects
