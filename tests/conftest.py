@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all tests stand on: a throw-away Airflow home, the emulator, an S3 server, and no network but loopback."""
+
+from __future__ import annotations
+
+import atexit
+import ipaddress
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+# Airflow reads its home once, at its first import: it has to be known before any test module is.
+_HOME = tempfile.mkdtemp(prefix="airflow-home-")
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
+for _name in list(os.environ):
+    if _name.startswith(("AIRFLOW_", "AWS_")) or _name.lower() in ("http_proxy", "https_proxy", "all_proxy"):
+        del os.environ[_name]
+os.environ |= {
+    "AIRFLOW_HOME": _HOME,
+    "AIRFLOW__CORE__DAGS_FOLDER": f"{_HOME}/dags",
+    "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+}
+
+BUCKET = "images"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _loopback_only() -> Iterator[None]:
+    """Refuse every connection and every name look-up that would leave this machine."""
+    connect, getaddrinfo = socket.socket.connect, socket.getaddrinfo
+
+    def is_loopback(host: object) -> bool:
+        try:
+            return host in (None, "localhost") or ipaddress.ip_address(str(host)).is_loopback
+        except ValueError:
+            return False
+
+    def connect_on_loopback(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not is_loopback(address[0]):
+            raise OSError(f"tests must not leave this machine, but one connects to {address}")
+        connect(self, address)
+
+    def look_up_loopback(host: Any, *args: Any, **kwargs: Any) -> Any:
+        name = host.decode() if isinstance(host, bytes) else host
+        if not is_loopback(name):
+            raise socket.gaierror(f"tests must not leave this machine, but one looks up {name}")
+        return getaddrinfo(host, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", connect_on_loopback)
+        patch.setattr(socket, "getaddrinfo", look_up_loopback)
+        yield
+
+
+@pytest.fixture(scope="session")
+def _emulator_server() -> Iterator[Any]:
+    from airflow_provider_gptimg.emulator import Emulator
+
+    with Emulator(speed=100, seed=1) as server:
+        yield server
+
+
+@pytest.fixture
+def emulator(_emulator_server: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The API, as new, behind the connection `gptimg_default`."""
+    _emulator_server.reset()
+    monkeypatch.setenv("AIRFLOW_CONN_GPTIMG_DEFAULT", _emulator_server.connection_json)
+    yield _emulator_server
+    _emulator_server.reset()
+
+
+@pytest.fixture
+def connect(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Set the connection `gptimg_default` anew: `connect(emulator, timeout=1)` has that extra."""
+
+    def set_connection(emulator: Any, *, host: str | None = None, password: str | None = None, **extra: Any) -> None:
+        fields = {
+            "conn_type": "gptimg",
+            "host": emulator.base_url if host is None else host,
+            "password": emulator.api_key if password is None else password,
+            "extra": extra,
+        }
+        monkeypatch.setenv("AIRFLOW_CONN_GPTIMG_DEFAULT", json.dumps(fields))
+
+    return set_connection
+
+
+@pytest.fixture(scope="session")
+def _s3_server() -> Iterator[str]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(_s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A boto3 client of an S3 that holds one empty bucket, `images`, behind the connection `aws_default`."""
+    import boto3
+    import httpx
+
+    httpx.post(f"{_s3_server}/moto-api/reset", trust_env=False).raise_for_status()
+    fields = {
+        "conn_type": "aws",
+        "login": "testing",
+        "password": "testing",
+        "extra": {"endpoint_url": _s3_server, "region_name": "us-east-1"},
+    }
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(fields))
+    client = boto3.client(
+        "s3",
+        endpoint_url=_s3_server,
+        region_name="us-east-1",
+        aws_access_key_id="testing",
+        aws_secret_access_key="testing",
+    )
+    client.create_bucket(Bucket=BUCKET)
+    return client
+
+
+@pytest.fixture(scope="session")
+def airflow_db() -> str:
+    """Airflow's database, made once for the tests that run whole DAGs; returns the Airflow home."""
+    subprocess.run(
+        [sys.executable, "-m", "airflow", "db", "migrate"], check=True, capture_output=True, env=dict(os.environ)
+    )
+    return _HOME
