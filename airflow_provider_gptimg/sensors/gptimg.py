@@ -39,7 +39,8 @@ class GptImgTaskSensor(BaseSensorOperator):
         of a mapped submit (templated).
     :param gptimg_conn_id: Id of the connection (templated).
     :param deferrable: Wait in the triggerer instead of on a worker.
-    :param poll_interval: Seconds between polls, 5 to 10 as the vendor asks; None: the connection's, else 5.
+    :param poll_interval: Seconds between polls, 5 to 10 as the vendor asks; None: the connection's, else 5. Sensors'
+        own `poke_interval` means the same.
     :param first_poll_after: Seconds from submission to the first poll after the one made at once; None: the
         connection's, else 39.
     :param timeout: Seconds from submission to completion. The image task outlives it, and so does its price: another
@@ -68,9 +69,9 @@ class GptImgTaskSensor(BaseSensorOperator):
         retry_policy: Any = None,
         **kwargs: Any,
     ) -> None:
-        if poll_interval is not None:
-            kwargs.setdefault("poke_interval", poll_interval)
-        kwargs.setdefault("poke_interval", DEFAULT_POLL_INTERVAL)
+        if poll_interval is None and "poke_interval" in kwargs:
+            poll_interval = self._coerce_poke_interval(kwargs["poke_interval"]).total_seconds()
+        kwargs["poke_interval"] = DEFAULT_POLL_INTERVAL if poll_interval is None else poll_interval
         super().__init__(timeout=timeout, **retry_policy_argument(retry_policy), **kwargs)
         self.gptimg_task_id = gptimg_task_id
         self.gptimg_conn_id = gptimg_conn_id
