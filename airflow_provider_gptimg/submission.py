@@ -140,7 +140,7 @@ class Submission:
 
     def __init__(self, context: Context, log: Any, key: str = RECORD_KEY) -> None:
         self._store: Any = context.get("task_state_store")
-        self._max_tries = int(context["ti"].max_tries or 0)
+        self._max_tries = int(getattr(context.get("ti"), "max_tries", 0) or 0)
         self._log = log
         self._key = key
 

@@ -114,7 +114,8 @@ class GptImgSubmitOperator(BaseOperator):
         submission = Submission(context, self.log)
         with airflow_verdict(on_unknown):
             accepted = submission.obtain(hook, request, on_unknown, self.aws_conn_id)
-        context["ti"].xcom_push(key="credits", value=accepted.charged)
+        if ti := context.get("ti"):
+            ti.xcom_push(key="credits", value=accepted.charged)
         return submission, accepted
 
 
