@@ -157,6 +157,16 @@ def test_a_client_need_not_wait_for_a_held_answer(emulator, until, what, charged
     assert emulator.calls[0].status is None
 
 
+def test_a_reset_lets_held_answers_go(emulator, until):
+    emulator.fault("submit", "hang_after")
+    _, reader, received = raw_submit(emulator)
+    until(lambda: emulator.waiting() == 1)
+    emulator.reset()
+    reader.join(10)
+    assert b"".join(received).startswith(b"HTTP/1.1 200 ")
+    assert emulator.ledger == []
+
+
 def test_a_held_answer_can_have_an_end_of_its_own(emulator, api):
     emulator.fault("submit", "hang_before", seconds=0.01)
     emulator.fault("submit", "hang_after", seconds=0.01)

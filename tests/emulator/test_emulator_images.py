@@ -32,9 +32,9 @@ def test_images_are_whole_and_what_they_are_declared_to_be(emulator, api):
 
 
 def test_images_differ_by_prompt_number_and_task(emulator):
-    tasks = [emulator.add_task("a cat", n=2), emulator.add_task("a dog"), emulator.add_task("a cat")]
+    tasks = [emulator.add_task("a cat", n=2), emulator.add_task("a dog", n=2), emulator.add_task("a cat", n=2)]
     images = [image for task_id in tasks for image in emulator.task(task_id).images]
-    assert len(set(images)) == 4
+    assert len(set(images)) == 6
 
 
 def test_an_image_is_served_without_a_key_and_only_when_it_is_done(emulator, api):
@@ -79,6 +79,14 @@ def test_a_submitted_aspect_ratio_reaches_the_picture(emulator, api, until):
     until(lambda: emulator.task(task_id).status == "completed")
     with Image.open(io.BytesIO(emulator.task(task_id).images[0])) as picture:
         assert picture.size == pixel_size("9:16")
+
+
+def test_the_prompt_is_written_on_the_picture():
+    def white(prompt: str) -> int:
+        with Image.open(io.BytesIO(draw(prompt, 1, 1, "gpt-image-2-x", None, "png"))) as picture:
+            return picture.convert("L").histogram()[255]
+
+    assert white("a") < white("a cat") < white("a cat on a warm roof")
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,18 @@ def test_the_connection_says_where_it_is():
         assert "?" not in emulator.connection_uri
 
 
+def test_airflow_reads_the_connection_both_ways():
+    from airflow.models.connection import Connection
+
+    with Emulator(api_key="a/k@y:", extra={"poll_interval": 0.5}) as emulator:
+        by_json, by_uri = Connection.from_json(emulator.connection_json), Connection(uri=emulator.connection_uri)
+        for connection in (by_json, by_uri):
+            assert (connection.conn_type, connection.password) == ("gptimg", "a/k@y:")
+            assert connection.extra_dejson == {"poll_interval": 0.5}
+        assert by_json.host == emulator.base_url
+        assert f"{by_uri.schema}://{by_uri.host}:{by_uri.port}" == emulator.base_url
+
+
 def test_it_can_be_stopped_and_started_again_with_all_it_knew():
     emulator = Emulator()
     with pytest.raises(RuntimeError):
@@ -101,7 +113,7 @@ def test_it_listens_on_loopback_only(emulator):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_command_serves_until_a_signal(number):
-    with shell("--credits", "4", "--api-key", "k 'y", "--speed", "1000", "--latency", "0.001") as (process, lines):
+    with shell("--credits", "4", "--api-key", "k 'y", "--speed", "1000", "--latency", "0.05") as (process, lines):
         url = re.search(r"http://127\.0\.0\.1:\d+", lines[0])[0]
         add, export = shlex.split(lines[2]), shlex.split(lines[3])
         assert add[:4] == ["airflow", "connections", "add", "gptimg_default"]
@@ -121,6 +133,7 @@ def test_the_command_serves_until_a_signal(number):
         ["POST", SUBMIT, "402"],
         ["GET", "/a%0Ab", "404"],
     ]
+    assert all(float(line.split()[5]) >= 0.05 for line in rest.splitlines())
 
 
 def test_the_command_says_what_it_cannot_do(emulator):

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 
+import httpx
 import pytest
 
 from airflow_provider_gptimg.emulator import Emulator
@@ -128,6 +129,7 @@ def test_an_added_task_can_wait_to_be_finished(emulator, api, clock):
     second_wait = emulator.add_task(status="processing")
     clock.now += 10_000
     assert api.data(first)["status"] == "processing"
+    assert (api.data(second)["status"], api.data(second)["error"]) == ("processing", None)
     emulator.finish(first)
     emulator.finish(second_wait, "failed", error={"code": "X"})
     assert api.data(first)["status"] == "completed"
@@ -213,6 +215,16 @@ def test_a_seed_makes_it_repeatable_and_reset_starts_anew(clock):
     assert story(Emulator(seed=8, fail_rate=0.3, clock=clock), clock) != first
 
 
+def test_a_seed_reaches_the_ids_of_requests():
+    with Emulator(seed=7) as emulator:
+        ids = []
+        for _ in range(2):
+            ids.append([httpx.get(emulator.base_url).headers["x-request-id"] for _ in range(2)])
+            emulator.reset()
+        assert ids[0] == ids[1]
+        assert ids[0][0] != ids[0][1]
+
+
 def test_reset_forgets_everything(emulator, api, until):
     emulator.add_key("k", user="other")
     emulator.revoke_key(emulator.api_key)
@@ -232,6 +244,7 @@ def test_reset_forgets_everything(emulator, api, until):
 def test_snapshots_stay_as_they_were(emulator, api):
     task_id = emulator.add_task(polls=2)
     before = emulator.task(task_id)
-    api.data(task_id)
+    first = emulator._state.poll("default", task_id)
     api.data(task_id)
     assert (before.status, before.polls, before.poll_times, before.images) == ("processing", 0, [], [])
+    assert (first.status, first.polls) == ("processing", 1)
