@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import urlsplit
 
 from airflow_provider_gptimg.api.tasks import CREDITS_PER_IMAGE
 from airflow_provider_gptimg.exceptions import GptImgRequestError
@@ -38,8 +37,8 @@ def check_on_unknown_submission(policy: object) -> str | None:
 
 def split_s3_uri(uri: str) -> tuple[str, str]:
     """Return bucket and key of an `s3://bucket/key` URI; either is empty where it is missing."""
-    parts = urlsplit(uri, allow_fragments=False)
-    return parts.netloc, uri.split("://", 1)[1].partition("/")[2]
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
 
 
 @dataclass(frozen=True)
@@ -129,12 +128,19 @@ class ImageRequest:
 
 def _check_prompt(prompt: object) -> str:
     if isinstance(prompt, str) and prompt.strip():
-        try:
-            prompt.encode()
-        except UnicodeEncodeError:
-            raise GptImgRequestError("prompt holds lone surrogates, which are no text") from None
+        if not _can_be_sent(prompt):
+            raise GptImgRequestError("prompt holds lone surrogates, which are no text")
         return prompt
     raise GptImgRequestError(f"prompt={prompt!r:.80} is blank or no text: say what the images should show")
+
+
+def _can_be_sent(text: str) -> bool:
+    # A submit that breaks while it is written would leave a record of an outcome that nobody knows.
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_aspect_ratio(aspect_ratio: object) -> str | None:
@@ -169,7 +175,7 @@ def _check_references(references: object) -> tuple[str, ...]:
 
 
 def _check_reference(position: int, reference: object) -> str:
-    if isinstance(reference, str) and not re.search(r"\s", reference):
+    if isinstance(reference, str) and not re.search(r"\s", reference) and _can_be_sent(reference):
         scheme = reference.split(":", 1)[0].lower()
         if scheme == "https" and re.match(r"https://[^/?#]+", reference, re.IGNORECASE):
             return reference
@@ -188,7 +194,8 @@ def _check_extra_body(extra_body: object) -> Mapping[str, Any] | None:
     if not isinstance(extra_body, Mapping) or not all(isinstance(name, str) for name in extra_body):
         raise GptImgRequestError(f"extra_body={extra_body!r:.80} is not a dict with text keys")
     try:
-        json.dumps(dict(extra_body), allow_nan=False)
-    except (TypeError, ValueError) as error:
+        # As it is sent, and as the fingerprint sorts it.
+        json.dumps(dict(extra_body), allow_nan=False, ensure_ascii=False, sort_keys=True).encode()
+    except (TypeError, ValueError, RecursionError) as error:
         raise GptImgRequestError(f"extra_body cannot be written as JSON: {error}") from None
     return extra_body
