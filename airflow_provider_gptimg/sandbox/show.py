@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the demo shows: how a run goes, what came of it, and what went wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from airflow_provider_gptimg.sandbox.rest import FINAL_RUN_STATES, DagRun
+
+__all__ = ["follow", "save_images", "show_failures", "show_objects", "show_stages"]
+
+_SHOWN = {
+    "running": "running",
+    "deferred": "waiting, holds no worker",
+    "success": "done",
+    "failed": "failed",
+    "up_for_retry": "failed, is tried again",
+    "upstream_failed": "not run",
+    "skipped": "skipped",
+}
+
+
+def follow(run: DagRun, console: Console, limit: float) -> str:
+    """Print a line whenever a stage of the run gets on, and return the run's final state.
+
+    :param limit: Seconds.
+    :raises TimeoutError: The run is not over by then.
+    """
+    began = time.monotonic()
+    seen: dict[tuple[str, int], tuple[str, int]] = {}
+    credits: dict[tuple[str, int, int], int] = {}
+    console.print(f"{'elapsed':>9}  {'credits':>7}  stage")
+    with console.status("") as line:
+        while True:
+            # Asked for first, so that its tasks are final when it is.
+            state = run.state
+            elapsed = time.monotonic() - began
+            for ti in run.task_instances():
+                task_id, map_index, attempt = ti["task_id"], ti["map_index"], ti["try_number"]
+                if ti["state"] not in _SHOWN or seen.get((task_id, map_index)) == (ti["state"], attempt):
+                    continue
+                seen[task_id, map_index] = (ti["state"], attempt)
+                charged = run.xcom(task_id, "credits", map_index)
+                credits[task_id, map_index, attempt] = charged or 0
+                console.print(f"{elapsed:7.1f} s  {sum(credits.values()):7}  {_stage(ti)}: {_SHOWN[ti['state']]}")
+            line.update(f"{elapsed:.0f} s, {sum(credits.values())} credits")
+            if state in FINAL_RUN_STATES:
+                return state
+            if elapsed > limit:
+                raise TimeoutError(f"{run} is not over after {limit:.0f} s")
+            time.sleep(0.3)
+
+
+def show_stages(run: DagRun, console: Console, started_in: float) -> None:
+    """Print how long each stage took.
+
+    :param started_in: Seconds that Airflow took to start.
+    """
+    table = Table("stage", box=None, padding=(0, 2))
+    table.add_column("seconds", justify="right")
+    table.add_row("Airflow's start", f"{started_in:.1f}")
+    for ti in run.task_instances():
+        table.add_row(_stage(ti), f"{ti['duration']:.1f}" if ti["duration"] is not None else "–")
+    table.add_row("whole run", f"{run.api.call('GET', run.path)['duration']:.1f}")
+    console.print(table)
+
+
+def mirrored_objects(run: DagRun) -> list[dict[str, Any]]:
+    """Return what the run's transfers mirrored."""
+    return [
+        mirrored
+        for ti in run.task_instances()
+        if ti["operator_name"] == "GptImgToS3Operator"
+        for mirrored in run.xcom(ti["task_id"], map_index=ti["map_index"]) or ()
+    ]
+
+
+def show_objects(objects: list[dict[str, Any]], console: Console) -> None:
+    """Print what is in S3 now."""
+    table = Table(box=None, padding=(0, 2))
+    table.add_column("object", overflow="fold")
+    table.add_column("bytes", justify="right", no_wrap=True)
+    table.add_column("sha256", overflow="fold")
+    for mirrored in objects:
+        table.add_row(mirrored["uri"], f"{mirrored['size']:,}", mirrored["sha256"])
+    console.print(table)
+
+
+def save_images(objects: list[dict[str, Any]], s3: Any, folder: Path) -> list[Path]:
+    """Download the mirrored objects, and return the files.
+
+    :param s3: A boto3 client.
+    :raises RuntimeError: An object is not what its transfer said.
+    """
+    folder.mkdir(exist_ok=True)
+    files = []
+    for mirrored in objects:
+        content = s3.get_object(Bucket=mirrored["bucket"], Key=mirrored["key"])["Body"].read()
+        if hashlib.sha256(content).hexdigest() != mirrored["sha256"]:
+            raise RuntimeError(f"{mirrored['uri']} is not the image that was mirrored")
+        suffix = Path(mirrored["key"]).suffix
+        path = folder / f"{mirrored['task_id']}-{mirrored['index']}{suffix}"
+        path.write_bytes(content)
+        files.append(path)
+    return files
+
+
+def show_failures(run: DagRun, console: Console) -> None:
+    """Print the log of each task that failed."""
+    for ti in run.task_instances():
+        if ti["state"] == "failed":
+            console.rule(f"log of {_stage(ti)}, attempt {ti['try_number']}", align="left")
+            # As it is: a log may hold what looks like markup, and lines are not to be broken.
+            console.out(run.log(ti["task_id"], map_index=ti["map_index"]), highlight=False)
+
+
+def _stage(ti: dict[str, Any]) -> str:
+    index = f"[{ti['map_index']}]" if ti["map_index"] >= 0 else ""
+    return f"{ti['task_id']}{index}"
