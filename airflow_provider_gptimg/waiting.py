@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook
     from airflow_provider_gptimg.triggers.gptimg import GptImgTaskTrigger
 
-__all__ = ["TaskWaiter", "raise_failures", "read_event", "read_task_ids"]
+__all__ = ["TaskWaiter", "raise_failures", "read_event", "read_task_id", "read_task_ids"]
 
 
 def read_task_ids(value: Any) -> tuple[list[str], dict[str, ImageTask]]:
@@ -184,3 +184,14 @@ def read_event(event: Any) -> str:
         fact = event.get("error")
         raise from_dict(fact) if isinstance(fact, dict) else GptImgProtocolError(f"Unreadable event: {event!r:.300}")
     return status if status in ("finished", "timeout") else "unknown"
+
+
+def read_task_id(event: Any) -> str:
+    """Return the one id that a trigger's event speaks of.
+
+    :raises GptImgProtocolError: It names none.
+    """
+    task_id = event.get("gptimg_task_id") if isinstance(event, Mapping) else None
+    if not isinstance(task_id, str):
+        raise GptImgProtocolError(f"The trigger's event names no image task: {event!r:.300}")
+    return task_id

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -158,31 +159,39 @@ class GptImgGenerateOperator(GptImgSubmitOperator):
         return self._wait(context, accepted.task.task_id, accepted.submitted_at)
 
     def execute_complete(
-        self, context: Context, event: Any, *, task_id: str, submitted_at: float, deadline: float
+        self,
+        context: Context,
+        event: Any,
+        *,
+        task_id: str | None = None,
+        submitted_at: float | None = None,
+        deadline: float | None = None,
     ) -> Any:
         """Return the finished task after the trigger has fired.
 
-        :param deadline: Unix seconds.
+        :param task_id: Of the image task; None where `dag.test()` has dropped what was deferred with, which the
+            event then says.
+        :param submitted_at: Unix seconds; None: as the API says.
+        :param deadline: Unix seconds; None: counted from submission.
         :raises GptImgError: As :meth:`execute`.
         """
-        from airflow_provider_gptimg.waiting import read_event
+        from airflow_provider_gptimg.waiting import read_event, read_task_id
 
         with airflow_verdict():
             timed_out = read_event(event) == "timeout"
-        return self._wait(context, task_id, submitted_at, deadline, defer=self.deferrable and not timed_out)
+        task_id = task_id or read_task_id(event)
+        return self._wait(context, task_id, submitted_at, time.time() if timed_out else deadline)
 
     def _wait(
         self,
         context: Context,
         task_id: str,
-        submitted_at: float,
+        submitted_at: float | None,
         deadline: float | None = None,
-        defer: bool | None = None,
     ) -> Any:
         from airflow_provider_gptimg.submission import Submission
         from airflow_provider_gptimg.waiting import TaskWaiter
 
-        defer = self.deferrable if defer is None else defer
         with airflow_verdict():
             waiter = TaskWaiter(
                 self._hook(),
@@ -194,7 +203,7 @@ class GptImgGenerateOperator(GptImgSubmitOperator):
                 deadline=deadline,
             )
             if not waiter.ask() and not waiter.expired:
-                if defer:
+                if self.deferrable:
                     self.defer(
                         trigger=waiter.trigger(),
                         method_name="execute_complete",

@@ -30,7 +30,8 @@ class GptImgTaskTrigger(BaseTrigger):
     arguments, so a restarted or moved triggerer goes on within the same deadline.
 
     The event is small however many tasks it speaks of: `status` is `finished` (all are final), `timeout`, or
-    `error` with the `error` that no waiting mends. The resumed task asks for the rest itself.
+    `error` with the `error` that no waiting mends. The resumed task asks for the rest itself. A wait for one id
+    names it.
 
     :param gptimg_task_id: One id of an image task, or a list of them.
     :param gptimg_conn_id: Id of the connection.
@@ -99,14 +100,14 @@ class GptImgTaskTrigger(BaseTrigger):
                     progress=Progress(self.log.info),
                 )
                 status = await self._wait(client, wait)
-            event = await self._finish(wait) if status == "finished" else TriggerEvent({"status": status})
+            event = await self._finish(wait) if status == "finished" else self._event(status)
         except GptImgError as error:
-            event = TriggerEvent({"status": "error", "error": error.as_dict()})
+            event = self._event("error", error=error.as_dict())
         except Exception as error:
             # An exception would reach the task as a nameless "trigger failure".
             self.log.exception("The wait for image tasks failed")
             failure = GptImgError(f"The wait in the triggerer failed: {type(error).__name__}: {error}")
-            event = TriggerEvent({"status": "error", "error": failure.as_dict()})
+            event = self._event("error", error=failure.as_dict())
         yield event
 
     async def on_kill(self) -> None:
@@ -165,7 +166,11 @@ class GptImgTaskTrigger(BaseTrigger):
             results = [task.as_dict() for task in images]
             await self._push_result(results[0] if isinstance(self.gptimg_task_id, str) else results)
             return TaskSuccessEvent()
-        return TriggerEvent({"status": "finished"})
+        return self._event("finished")
+
+    def _event(self, status: str, **facts: Any) -> TriggerEvent:
+        one = {"gptimg_task_id": self.gptimg_task_id} if isinstance(self.gptimg_task_id, str) else {}
+        return TriggerEvent({"status": status, **one, **facts})
 
     async def _push_result(self, result: Any) -> None:
         # TaskSuccessEvent(xcoms=…) would bring the value downstream as JSON text instead of as a dict.
