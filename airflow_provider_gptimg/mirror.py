@@ -25,7 +25,15 @@ from urllib.parse import quote
 import httpx
 from botocore.exceptions import ClientError
 
-from airflow_provider_gptimg.api.images import FORMATS, HEAD_BYTES, EndFinder, ImageFormat, read_format
+from airflow_provider_gptimg.api.images import (
+    FORMATS,
+    HEAD_BYTES,
+    EndFinder,
+    ImageFormat,
+    Pixels,
+    PixelsFinder,
+    read_format,
+)
 from airflow_provider_gptimg.api.protocol import backoff
 from airflow_provider_gptimg.api.tasks import Image, ImageTask
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgMediaError, GptImgRequestError
@@ -105,6 +113,7 @@ class MirroredObject:
     :param size: Bytes.
     :param sha256: Of its bytes, in hex.
     :param skipped: Whether it was there already, and identical.
+    :param pixels: None where the image does not tell, or is not from a release that noted it.
     """
 
     bucket: str
@@ -117,6 +126,7 @@ class MirroredObject:
     sha256: str
     etag: str
     skipped: bool
+    pixels: Pixels | None = None
 
     @property
     def uri(self) -> str:
@@ -155,6 +165,7 @@ class _Download:
     size: int
     digest: bytes
     format: ImageFormat
+    pixels: Pixels | None
 
 
 class _Transient(Exception):
@@ -352,7 +363,7 @@ class Mirror:
         digest = hashlib.sha256()
         size, head = 0, b""
         image_format: ImageFormat | None = None
-        end: EndFinder | None = None
+        finders: tuple[EndFinder, PixelsFinder] | None = None
         started = time.monotonic()
         for chunk in answer.iter_bytes():
             size += len(chunk)
@@ -361,22 +372,25 @@ class Mirror:
             taken = time.monotonic() - started - self._settings.call_timeout
             if taken > 0 and size < taken * _SLOWEST:
                 raise _Transient(f"it sent {size} bytes in {taken + self._settings.call_timeout:.0f} s")
-            if end is None:
+            if finders is None:
                 head += chunk
                 if len(head) >= HEAD_BYTES:
                     image_format = self._format(source, head)
-                    end = EndFinder(image_format)
-                    end.feed(head)
+                    finders = EndFinder(image_format), PixelsFinder(image_format)
+                    for finder in finders:
+                        finder.feed(head)
             else:
-                end.feed(chunk)
+                for finder in finders:
+                    finder.feed(chunk)
             digest.update(chunk)
             file.write(chunk)
-        if image_format is None or end is None:
+        if image_format is None or finders is None:
             raise self._not_an_image(source, head)
+        end, size_in_pixels = finders
         told = "content-length" in answer.headers or "chunked" in answer.headers.get("transfer-encoding", "")
         if end.is_cut or not (told or end.ends_well):
             raise _Transient(f"it is cut: {size} bytes came, and its end was not among them")
-        return _Download(size, digest.digest(), image_format)
+        return _Download(size, digest.digest(), image_format, size_in_pixels.pixels)
 
     def _format(self, source: _Source, head: bytes) -> ImageFormat:
         image_format = read_format(head)
@@ -420,6 +434,7 @@ class Mirror:
             sha256=download.digest.hex(),
             etag=etag,
             skipped=False,
+            pixels=download.pixels,
         )
 
     def _put_once(self, file: IO[bytes], arguments: dict[str, Any]) -> str | None:
@@ -454,6 +469,8 @@ def _metadata(source: _Source, url: str, download: _Download) -> dict[str, str]:
         "gptimg-index": str(source.index),
         "gptimg-sha256": download.digest.hex(),
     }
+    if download.pixels:
+        metadata |= {"gptimg-width": str(download.pixels.width), "gptimg-height": str(download.pixels.height)}
     shown = quote(url, safe=string.punctuation)
     if len(shown) <= 1024:  # S3 takes 2 KB of metadata in all
         metadata["gptimg-source-url"] = shown
@@ -480,7 +497,13 @@ def _own(head: Mapping[str, Any], bucket: str, key: str, source: _Source) -> Mir
         sha256=sha256,
         etag=str(head.get("ETag", "")).strip('"'),
         skipped=True,
+        pixels=_read_pixels(metadata),
     )
+
+
+def _read_pixels(metadata: Mapping[str, str]) -> Pixels | None:
+    sizes = metadata.get("gptimg-width", ""), metadata.get("gptimg-height", "")
+    return Pixels(*map(int, sizes)) if all(size.isdecimal() for size in sizes) else None
 
 
 def _shown(url: str) -> str:

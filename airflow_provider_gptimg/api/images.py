@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-__all__ = ["FORMATS", "HEAD_BYTES", "ImageFormat", "read_format"]
+__all__ = ["FORMATS", "HEAD_BYTES", "EndFinder", "ImageFormat", "Pixels", "PixelsFinder", "read_format"]
 
 HEAD_BYTES = 12
 """Bytes from the start of an image that tell its format."""
@@ -36,6 +37,93 @@ def read_format(head: bytes) -> ImageFormat | None:
         return JPEG
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return WEBP
+    return None
+
+
+class Pixels(NamedTuple):
+    """An image's size as it is stored, whatever orientation its metadata asks for."""
+
+    width: int
+    height: int
+
+
+class PixelsFinder:
+    """Reads an image's size in pixels as its bytes pass by.
+
+    PNG and WebP tell it in their first 30 bytes, JPEG after as many segments of metadata as there are. Feed it all
+    bytes in order.
+    """
+
+    def __init__(self, image_format: ImageFormat) -> None:
+        self._format = image_format
+        self._kept = b""
+        self._skip = 2 if image_format is JPEG else 0  # the marker that JPEG starts with
+        self._done = False
+        self.pixels: Pixels | None = None
+        """None until it is found, and for ever where the image does not tell."""
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes."""
+        if self._done:
+            return
+        if self._skip >= len(data):
+            self._skip -= len(data)
+            return
+        self._kept += data[self._skip :]
+        self._skip = 0
+        if self._format is JPEG:
+            self._follow_jpeg()
+        elif len(self._kept) >= 30:
+            read = _png_pixels if self._format is PNG else _webp_pixels
+            self._end(read(self._kept))
+
+    def _end(self, pixels: Pixels | None) -> None:
+        self.pixels = pixels if pixels and all(pixels) else None
+        self._kept = b""
+        self._done = True
+
+    def _follow_jpeg(self) -> None:
+        """Go from segment to segment up to the frame header, which comes before the image's data."""
+        data, position = self._kept, 0
+        while position + 9 <= len(data):
+            marker = data[position + 1]
+            if data[position] != 0xFF or marker in _JPEG_NO_HEADER:
+                return self._end(None)
+            if marker == 0xFF:  # padding
+                position += 1
+            elif marker in _JPEG_FRAMES:
+                height, width = data[position + 5 : position + 7], data[position + 7 : position + 9]
+                return self._end(Pixels(int.from_bytes(width, "big"), int.from_bytes(height, "big")))
+            else:
+                position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        self._kept = data[position:]
+        self._skip = max(position - len(data), 0)
+        return None
+
+
+# Frame headers of all codings; DHT, JPG and DAC (C4, C8, CC) stand among them.
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# The image's data or its end: a frame header does not come any more.
+_JPEG_NO_HEADER = frozenset({0xD9, 0xDA})
+
+
+def _png_pixels(head: bytes) -> Pixels | None:
+    if head[12:16] != b"IHDR":
+        return None
+    return Pixels(int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big"))
+
+
+def _webp_pixels(head: bytes) -> Pixels | None:
+    match head[12:16]:
+        case b"VP8X":
+            return Pixels(int.from_bytes(head[24:27], "little") , int.from_bytes(head[27:30], "little") + 1)
+        case b"VP8L" if head[20] == 0x2F:
+            bits = int.from_bytes(head[21:25], "little")
+            return Pixels((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
+        case b"VP8 " if head[23:26] == b"\x9d\x01\x2a":
+            sizes = head[26:28], head[28:30]
+            width, height = (int.from_bytes(size, "little") & 0x3FFF for size in sizes)
+            return Pixels(width, height)
     return None
 
 
