@@ -116,7 +116,7 @@ def _png_pixels(head: bytes) -> Pixels | None:
 def _webp_pixels(head: bytes) -> Pixels | None:
     match head[12:16]:
         case b"VP8X":
-            return Pixels(int.from_bytes(head[24:27], "little") , int.from_bytes(head[27:30], "little") + 1)
+            return Pixels(int.from_bytes(head[24:27], "little") + 1, int.from_bytes(head[27:30], "little") + 1)
         case b"VP8L" if head[20] == 0x2F:
             bits = int.from_bytes(head[21:25], "little")
             return Pixels((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
