@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(message)s")
-    logging.getLogger("airflow_provider_gptimg.emulator").setLevel(logging.INFO)
+    logging.getLogger("airflow_provider_gptimg.emulator").setLevel(logging.DEBUG)
 
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

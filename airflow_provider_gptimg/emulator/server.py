@@ -120,9 +120,9 @@ class Server:
                 lost = fault is not None and fault.what in ("lost_before", "lost_after")
                 status = call.status = None if lost else response.status
             finally:
-                if log.isEnabledFor(logging.INFO):
+                if log.isEnabledFor(logging.DEBUG):
                     seconds = time.perf_counter() - started
-                    log.info("%s %s %s %.3f s", call.method, call.path, status or "lost", seconds)
+                    log.debug("%s %s %s %.3f s", call.method, call.path, status or "lost", seconds)
             return response
 
         return serve

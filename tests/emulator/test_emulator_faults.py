@@ -7,6 +7,8 @@ import http.client
 import json
 import socket
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from urllib.parse import urlsplit
 
 import httpx
@@ -15,25 +17,31 @@ import pytest
 SUBMIT = "/api/v1/images/generate"
 
 
-def raw_submit(emulator) -> tuple[socket.socket, threading.Thread, list[bytes]]:
+@pytest.fixture
+def raw_submit(emulator) -> Iterator[Callable[[], tuple[socket.socket, threading.Thread, list[bytes]]]]:
     """Send a submit by hand; return its socket, and a thread that reads whatever comes until the end."""
     address = urlsplit(emulator.base_url)
-    connection = socket.create_connection((address.hostname, address.port))
     body = b'{"prompt": "x"}'
     head = (
         f"POST {SUBMIT} HTTP/1.1\r\nHost: {address.netloc}\r\nAuthorization: Bearer {emulator.api_key}\r\n"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
-    connection.sendall(head.encode() + body)
-    received: list[bytes] = []
+    with ExitStack() as opened:
 
-    def read() -> None:
-        while chunk := connection.recv(65536):
-            received.append(chunk)
+        def submit() -> tuple[socket.socket, threading.Thread, list[bytes]]:
+            connection = opened.enter_context(socket.create_connection((address.hostname, address.port)))
+            connection.sendall(head.encode() + body)
+            received: list[bytes] = []
 
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    return connection, reader, received
+            def read() -> None:
+                while chunk := connection.recv(65536):
+                    received.append(chunk)
+
+            reader = threading.Thread(target=read, daemon=True)
+            reader.start()
+            return connection, reader, received
+
+        yield submit
 
 
 def test_nothing_goes_wrong_unasked_and_faults_come_in_order(emulator, api):
@@ -103,9 +111,9 @@ def test_foreign_answers(emulator, api):
 
 
 @pytest.mark.parametrize(("what", "charged"), [("lost_before", 0), ("lost_after", 1)])
-def test_a_lost_answer(emulator, until, what, charged):
+def test_a_lost_answer(emulator, raw_submit, until, what, charged):
     emulator.fault("submit", what)
-    _, reader, received = raw_submit(emulator)
+    _, reader, received = raw_submit()
     reader.join(10)
     assert not reader.is_alive()
     assert received == []
@@ -113,15 +121,15 @@ def test_a_lost_answer(emulator, until, what, charged):
     until(lambda: emulator.calls)
     assert [call.status for call in emulator.calls] == [None]
     emulator.fault("any", what)
-    connection = http.client.HTTPConnection(urlsplit(emulator.base_url).netloc)
-    connection.request("GET", "/api/v1/images/task/x")
-    with pytest.raises(http.client.RemoteDisconnected):
-        connection.getresponse()
+    with closing(http.client.HTTPConnection(urlsplit(emulator.base_url).netloc)) as connection:
+        connection.request("GET", "/api/v1/images/task/x")
+        with pytest.raises(http.client.RemoteDisconnected):
+            connection.getresponse()
 
 
-def test_a_cut_answer_breaks_off_in_the_middle_of_the_body(emulator):
+def test_a_cut_answer_breaks_off_in_the_middle_of_the_body(emulator, raw_submit):
     emulator.fault("submit", "cut_after")
-    _, reader, received = raw_submit(emulator)
+    _, reader, received = raw_submit()
     reader.join(10)
     head, _, body = b"".join(received).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 ")
@@ -131,9 +139,9 @@ def test_a_cut_answer_breaks_off_in_the_middle_of_the_body(emulator):
 
 
 @pytest.mark.parametrize(("what", "charged"), [("hang_before", 0), ("hang_after", 1)])
-def test_a_held_answer_comes_when_released(emulator, until, what, charged):
+def test_a_held_answer_comes_when_released(emulator, raw_submit, until, what, charged):
     emulator.fault("submit", what)
-    _, reader, received = raw_submit(emulator)
+    _, reader, received = raw_submit()
     until(lambda: emulator.waiting(what) == 1)
     assert emulator.waiting() == 1
     assert emulator.waiting("stall") == 0
@@ -147,9 +155,9 @@ def test_a_held_answer_comes_when_released(emulator, until, what, charged):
 
 
 @pytest.mark.parametrize(("what", "charged"), [("hang_before", 0), ("hang_after", 1)])
-def test_a_client_need_not_wait_for_a_held_answer(emulator, until, what, charged):
+def test_a_client_need_not_wait_for_a_held_answer(emulator, raw_submit, until, what, charged):
     emulator.fault("submit", what)
-    connection, _, _ = raw_submit(emulator)
+    connection, _, _ = raw_submit()
     until(lambda: emulator.waiting(what) == 1)
     connection.shutdown(socket.SHUT_RDWR)
     until(lambda: emulator.waiting() == 0)
@@ -157,9 +165,9 @@ def test_a_client_need_not_wait_for_a_held_answer(emulator, until, what, charged
     assert emulator.calls[0].status is None
 
 
-def test_a_reset_lets_held_answers_go(emulator, until):
+def test_a_reset_lets_held_answers_go(emulator, raw_submit, until):
     emulator.fault("submit", "hang_after")
-    _, reader, received = raw_submit(emulator)
+    _, reader, received = raw_submit()
     until(lambda: emulator.waiting() == 1)
     emulator.reset()
     reader.join(10)
@@ -173,9 +181,9 @@ def test_a_held_answer_can_have_an_end_of_its_own(emulator, api):
     assert [api.submit().status_code for _ in range(2)] == [200, 200]
 
 
-def test_stopping_does_not_wait_for_held_answers(emulator, until):
+def test_stopping_does_not_wait_for_held_answers(emulator, raw_submit, until):
     emulator.fault("submit", "hang_after")
-    _, reader, received = raw_submit(emulator)
+    _, reader, received = raw_submit()
     until(lambda: emulator.waiting())
     emulator.stop()
     reader.join(10)
@@ -269,10 +277,10 @@ def test_a_fault_that_does_not_exist_is_refused(emulator, api, on, what, options
     assert api.submit().status_code == 200
 
 
-def test_latency_comes_after_the_work(emulator, api, until):
+def test_latency_comes_after_the_work(emulator, raw_submit, api, until):
     """So that a client that gives up leaves a task behind that is paid for."""
     emulator.latency = 60
-    connection, _, _ = raw_submit(emulator)
+    connection, _, _ = raw_submit()
     until(lambda: emulator.ledger)
     connection.shutdown(socket.SHUT_RDWR)
     emulator.latency = 0

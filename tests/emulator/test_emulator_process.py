@@ -168,8 +168,13 @@ def test_it_needs_neither_airflow_nor_the_client():
     assert ended.stdout == ""
 
 
-def test_another_process_can_order_faults_and_read_what_happened(emulator, api, until):
-    control = httpx.Client(base_url=f"{emulator.base_url}/_emulator")
+@pytest.fixture
+def control(emulator) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=f"{emulator.base_url}/_emulator") as client:
+        yield client
+
+
+def test_another_process_can_order_faults_and_read_what_happened(emulator, api, control, until):
     order = {"on": "submit", "what": 429, "times": 2, "retry_after": 3}
     assert control.post("/faults", json=order).status_code == 200
     assert api.submit().headers["retry-after"] == "3"
