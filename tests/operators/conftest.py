@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from attempts import Instance, StateStore
+
+from airflow_provider_gptimg.emulator import Emulator
+
+
+class Clock:
+    """Real time, which can be stopped."""
+
+    def __init__(self) -> None:
+        self._stopped_at: float | None = None
+
+    def __call__(self) -> float:
+        return self._stopped_at or time.time()
+
+    def stop(self) -> None:
+        self._stopped_at = time.time()
+
+    def go(self) -> None:
+        self._stopped_at = None
+
+
+_clock = Clock()
+
+
+@pytest.fixture
+def clock() -> Iterator[Clock]:
+    """The emulator's clock: while it is stopped, no generation ends."""
+    yield _clock
+    _clock.go()
+
+
+@pytest.fixture(scope="session")
+def _emulator_server() -> Iterator[Emulator]:
+    """The same as all tests have, with generations of 50 ms."""
+    with Emulator(speed=1000, seed=1, clock=_clock) as server:
+        yield server
+
+
+@pytest.fixture
+def emulator(emulator: Any, connect: Callable[..., None]) -> Any:
+    """The API behind a connection that polls without pauses."""
+    connect(emulator, **QUICK)
+    return emulator
+
+
+QUICK = {"poll_interval": 0.02, "first_poll_after": 0, "timeout": 5}
+
+
+@pytest.fixture
+def quick(emulator: Any, connect: Callable[..., None]) -> Callable[..., None]:
+    """Set the connection anew with further extras: `quick(timeout=0.2)`."""
+    return lambda password=None, **extra: connect(emulator, password=password, **{**QUICK, **extra})
+
+
+@pytest.fixture
+def log(capfd: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """What was logged since the last time this was called."""
+    return lambda: "".join(capfd.readouterr())
+
+
+@pytest.fixture
+def instance() -> Instance:
+    """A task instance of which nothing has run yet."""
+    return Instance(StateStore())
+
+
+@pytest.fixture(params=[False, True], ids=["held", "deferred"])
+def deferrable(request: pytest.FixtureRequest) -> bool:
+    """Both ways to wait."""
+    return bool(request.param)
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try again without a pause, unless the API asked for one."""
+
+    def backoff(failures: int, retry_after: float | None, uniform: Any = None) -> float:
+        return retry_after or 0.0
+
+    monkeypatch.setattr("airflow_provider_gptimg.api.protocol.backoff", backoff)
+    monkeypatch.setattr("airflow_provider_gptimg.mirror.backoff", backoff)

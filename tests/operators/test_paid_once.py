@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A submission is paid for once: what an attempt does with the record that an earlier one left behind."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from attempts import Instance, Killed, fails_at_once, may_be_retried
+
+from airflow_provider_gptimg.exceptions import (
+    GptImgInsufficientCreditsError,
+    GptImgServerError,
+    GptImgSubmissionUnknownError,
+    GptImgTaskFailedError,
+    GptImgTaskNotFoundError,
+    GptImgTimeoutError,
+)
+from airflow_provider_gptimg.operators.gptimg import GptImgGenerateOperator, GptImgSubmitOperator
+from airflow_provider_gptimg.submission import RECORD_KEY
+
+KINDS = {
+    "submit": (GptImgSubmitOperator, {}),
+    "generate, held": (GptImgGenerateOperator, {"deferrable": False}),
+    "generate, deferred": (GptImgGenerateOperator, {"deferrable": True}),
+}
+
+
+@pytest.fixture(params=KINDS.values(), ids=KINDS.keys())
+def paid(request):
+    """Make an operator that submits, of each kind."""
+    operator, own = request.param
+
+    def make(**arguments):
+        return operator(**{"task_id": "paid", "prompt": "a cat"} | own | arguments)
+
+    return make
+
+
+def charges(emulator) -> list[int]:
+    return [entry.credits for entry in emulator.ledger if entry.kind == "charge"]
+
+
+def id_of(result) -> str:
+    return result if isinstance(result, str) else result["task_id"]
+
+
+def record(instance: Instance) -> dict:
+    return instance.store.records[RECORD_KEY]
+
+
+class TestWithARecordedTask:
+    def test_a_retry_takes_it_up(self, emulator, instance, paid):
+        instance.kill(paid(n=2))
+        result = instance.attempt(paid(n=2))
+        assert id_of(result) == emulator.tasks[0].task_id
+        assert charges(emulator) == [4]
+        assert instance.xcoms["credits"] == 0
+
+    def test_a_clear_before_delivery_takes_it_up(self, emulator, instance, paid):
+        instance.kill(paid())
+        instance.clear()
+        instance.attempt(paid())
+        assert charges(emulator) == [2]
+
+    def test_a_retry_after_delivery_takes_it_up(self, emulator, instance, paid):
+        """Such as after a worker that died when all was done, and before Airflow knew."""
+        first = instance.attempt(paid())
+        second = instance.attempt(paid())
+        assert id_of(second) == id_of(first)
+        assert charges(emulator) == [2]
+
+    def test_a_cleared_success_means_make_new_ones(self, emulator, instance, paid):
+        first = instance.attempt(paid())
+        instance.clear()
+        second = instance.attempt(paid())
+        assert id_of(second) != id_of(first)
+        assert charges(emulator) == [2, 2]
+        assert instance.xcoms["credits"] == 2
+
+    def test_new_ones_are_paid_for_once_too(self, emulator, instance, paid):
+        instance.attempt(paid())
+        instance.clear()
+        instance.kill(paid())
+        instance.attempt(paid())
+        instance.clear()
+        instance.attempt(paid())
+        assert charges(emulator) == [2, 2, 2]
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"prompt": "a dog"},
+            {"n": 2},
+            {"aspect_ratio": "1:1"},
+            {"reference_images": ["https://example.com/a.png"]},
+            {"extra_body": {"seed": 1}},
+        ],
+        ids=lambda change: next(iter(change)),
+    )
+    def test_a_changed_request_is_submitted_and_said(self, emulator, instance, log, change):
+        instance.kill(GptImgSubmitOperator(task_id="paid", prompt="a cat"))
+        log()
+        instance.attempt(GptImgSubmitOperator(**{"task_id": "paid", "prompt": "a cat"} | change))
+        assert len(emulator.tasks) == 2
+        said = log()
+        assert "changed" in said
+        assert emulator.tasks[0].task_id in said
+
+    @pytest.mark.parametrize("n", ["1", " 1"])
+    def test_the_same_request_written_otherwise_is_not_changed(self, emulator, instance, n):
+        instance.kill(GptImgSubmitOperator(task_id="paid", prompt="a cat"))
+        instance.attempt(GptImgSubmitOperator(task_id="paid", prompt="a cat", n=n, reference_images=[]))
+        assert charges(emulator) == [2]
+
+    def test_another_connection_is_a_changed_request(self, emulator, instance, paid, monkeypatch):
+        monkeypatch.setenv("AIRFLOW_CONN_OTHER", os.environ["AIRFLOW_CONN_GPTIMG_DEFAULT"])
+        instance.kill(paid())
+        instance.attempt(paid(gptimg_conn_id="other"))
+        assert len(emulator.tasks) == 2
+
+    def test_a_rotated_key_is_not(self, emulator, instance, paid, quick):
+        instance.kill(paid())
+        emulator.add_key("rotated-key", user="default")
+        quick(password="rotated-key")
+        emulator.revoke_key(emulator.api_key)
+        instance.attempt(paid())
+        assert charges(emulator) == [2]
+
+    def test_a_refunded_failure_is_submitted_anew(self, emulator, instance, paid):
+        emulator.fault("submit", "fail")
+        instance.kill(paid())
+        emulator.finish(emulator.tasks[0].task_id, status="failed")
+        instance.attempt(paid())
+        assert [entry.kind for entry in emulator.ledger] == ["charge", "refund", "charge"]
+        assert instance.xcoms["credits"] == 2
+
+    def test_one_that_is_unknown_now_says_how_to_drop_the_record(self, emulator, instance, paid, quick):
+        instance.kill(paid())
+        task_id = record(instance)["task_id"]
+        emulator.add_key("other-key", user="other")
+        quick(password="other-key")
+        with fails_at_once(GptImgTaskNotFoundError) as caught:
+            instance.attempt(paid())
+        for told in (task_id, RECORD_KEY, "state-store", "clear the task"):
+            assert told in str(caught.value)
+        assert charges(emulator) == [2]
+
+        instance.store.delete(RECORD_KEY)
+        instance.attempt(paid())
+        assert [task.user for task in emulator.tasks] == ["default", "other"]
+
+    def test_a_refused_change_leaves_the_record_as_it_was(self, emulator, instance, paid):
+        instance.kill(paid())
+        emulator.set_balance(0)
+        with fails_at_once(GptImgInsufficientCreditsError):
+            instance.attempt(paid(prompt="a dog"))
+        instance.attempt(paid())
+        assert charges(emulator) == [2]
+
+    def test_an_api_that_is_down_leaves_it_alone(self, emulator, instance, paid, hasty):
+        instance.kill(paid())
+        emulator.fault("poll", 503, times=None)
+        with may_be_retried(GptImgServerError):
+            instance.attempt(paid())
+        emulator.clear_faults()
+        instance.attempt(paid())
+        assert charges(emulator) == [2]
+
+
+class TestWithAnIntentOnly:
+    """An earlier attempt sent a submit, and ended before it knew what came of it."""
+
+    @pytest.fixture(params=["accepted", "not accepted"])
+    def lost(self, request, emulator, instance, paid):
+        """Lose the answer to a submit that was accepted, or never seen, and end the worker just then."""
+        emulator.fault("submit", "lost_after" if request.param == "accepted" else "lost_before")
+        with fails_at_once(GptImgSubmissionUnknownError):
+            instance.attempt(paid(n=3))
+        return len(emulator.tasks)
+
+    def test_says_what_may_have_been_charged_and_how_to_go_on(self, emulator, instance, paid, lost):
+        with fails_at_once(GptImgSubmissionUnknownError) as caught:
+            instance.attempt(paid(n=3))
+        for told in ("6 credits", "UTC", "transaction log", "on_unknown_submission='resubmit'", RECORD_KEY):
+            assert told in str(caught.value)
+
+    @pytest.mark.parametrize("change", [{}, {"prompt": "a dog"}, {"n": 1}], ids=["same", "other prompt", "other n"])
+    def test_stops_again_whatever_the_request_and_after_a_clear(self, emulator, instance, paid, lost, change):
+        for _ in range(2):
+            with fails_at_once(GptImgSubmissionUnknownError):
+                instance.attempt(paid(**{"n": 3} | change))
+            instance.clear()
+        assert len(emulator.tasks) == lost
+
+    def test_submits_again_if_the_task_says_so(self, emulator, instance, paid, lost):
+        instance.attempt(paid(n=3, on_unknown_submission="resubmit"))
+        assert len(emulator.tasks) == lost + 1
+        assert instance.xcoms["credits"] == 6
+
+    def test_submits_again_if_the_connection_says_so(self, emulator, instance, paid, lost, quick):
+        quick(on_unknown_submission="resubmit")
+        instance.attempt(paid(n=3))
+        assert len(emulator.tasks) == lost + 1
+
+    def test_the_task_wins_over_the_connection(self, emulator, instance, paid, lost, quick):
+        quick(on_unknown_submission="resubmit")
+        with fails_at_once(GptImgSubmissionUnknownError):
+            instance.attempt(paid(n=3, on_unknown_submission="fail"))
+        assert len(emulator.tasks) == lost
+
+    def test_submits_again_once_a_person_deleted_the_record(self, emulator, instance, paid, lost):
+        instance.store.delete(RECORD_KEY)
+        instance.attempt(paid(n=3))
+        assert len(emulator.tasks) == lost + 1
+
+
+def test_resubmit_leaves_the_lost_submit_to_the_next_attempt(emulator, instance, paid):
+    emulator.fault("submit", "lost_after")
+    with may_be_retried(GptImgSubmissionUnknownError) as caught:
+        instance.attempt(paid(on_unknown_submission="resubmit"))
+    assert "next attempt submits again" in str(caught.value)
+    assert len(emulator.tasks) == 1
+    instance.attempt(paid(on_unknown_submission="resubmit"))
+    assert len(emulator.tasks) == 2
+
+
+@pytest.mark.parametrize("moment", ["before the POST", "after the POST"])
+def test_a_worker_killed_around_the_post_leaves_an_intent(emulator, instance, paid, monkeypatch, moment):
+    """The record is written before the first byte goes out, and completed only by the answer."""
+    real = instance.store.set
+    writes = []
+
+    def die(key, value, **options):
+        writes.append(value)
+        if moment == "before the POST":
+            real(key, value, **options)
+        if moment == "before the POST" or len(writes) == 2:
+            raise Killed
+        real(key, value, **options)
+
+    monkeypatch.setattr(instance.store, "set", die)
+    with pytest.raises(Killed):
+        instance.attempt(paid())
+    monkeypatch.undo()
+    assert len(emulator.tasks) == (0 if moment == "before the POST" else 1)
+    assert record(instance)["task_id"] is None
+
+
+@pytest.mark.parametrize("garbage", ["text", [], {"version": 99}, {"task_id": 7, "max_tries": "x"}, 0], ids=repr)
+def test_a_record_that_cannot_be_read_counts_as_unknown(emulator, instance, paid, garbage):
+    instance.store.records[RECORD_KEY] = garbage
+    with fails_at_once(GptImgSubmissionUnknownError):
+        instance.attempt(paid())
+    assert emulator.calls == []
+
+
+def test_what_was_not_accepted_leaves_no_record(emulator, instance, paid):
+    emulator.set_balance(1)
+    with fails_at_once(GptImgInsufficientCreditsError):
+        instance.attempt(paid())
+    assert instance.store.records == {}
+    emulator.set_balance(2)
+    instance.attempt(paid())
+    assert charges(emulator) == [2]
+
+
+def test_the_record_never_expires_and_holds_no_secret(emulator, instance, paid):
+    from airflow.sdk.execution_time.context import NEVER_EXPIRE
+
+    instance.attempt(paid())
+    assert set(instance.store.retentions.values()) == {NEVER_EXPIRE}
+    assert emulator.api_key not in repr(instance.store.records)
+    assert "a cat" not in repr(instance.store.records)
+
+
+def test_without_a_store_a_retry_submits_anew_and_the_log_says_so(emulator, paid, log):
+    """Before Airflow 3.3."""
+    instance = Instance(store=None)
+    instance.attempt(paid())
+    assert "keeps no state" in log()
+    instance.attempt(paid())
+    assert charges(emulator) == [2, 2]
+
+
+class TestGenerate:
+    """What only a task that waits can meet."""
+
+    @pytest.fixture
+    def generate(self, deferrable):
+        def make(**arguments):
+            return GptImgGenerateOperator(**{"task_id": "g", "prompt": "a cat", "deferrable": deferrable} | arguments)
+
+        return make
+
+    def test_a_time_out_leaves_the_image_task_to_the_next_attempt(self, emulator, instance, generate, clock):
+        clock.stop()
+        with may_be_retried(GptImgTimeoutError) as caught:
+            instance.attempt(generate(timeout=0.05))
+        (task,) = emulator.tasks
+        assert task.task_id in str(caught.value)
+        clock.go()
+        result = instance.attempt(generate(timeout=20))
+        assert result["task_id"] == task.task_id
+        assert charges(emulator) == [2]
+
+    def test_a_clear_after_a_time_out_takes_it_up(self, emulator, instance, generate, clock):
+        clock.stop()
+        with may_be_retried(GptImgTimeoutError):
+            instance.attempt(generate(timeout=0.05))
+        instance.clear()
+        clock.go()
+        instance.attempt(generate(timeout=20))
+        assert charges(emulator) == [2]
+
+    def test_a_failed_generation_is_submitted_anew_by_the_next_attempt(self, emulator, instance, generate):
+        emulator.fault("submit", "fail", error={"code": "MODERATION", "message": "no cats today"})
+        with may_be_retried(GptImgTaskFailedError) as caught:
+            instance.attempt(generate())
+        assert "no cats today" in str(caught.value)
+        assert caught.value.code == "MODERATION"
+        assert instance.xcoms["credits"] == 2
+        instance.attempt(generate())
+        assert [entry.kind for entry in emulator.ledger] == ["charge", "refund", "charge"]
+
+    def test_a_time_out_is_no_delivery(self, emulator, instance, generate, clock):
+        clock.stop()
+        with may_be_retried(GptImgTimeoutError):
+            instance.attempt(generate(timeout=0.05))
+        assert record(instance)["delivered_max_tries"] is None
