@@ -76,7 +76,7 @@ def get_provider_info() -> dict[str, Any]:
                             "What a repeated task does if its earlier submit may have been charged: 'fail' (if empty) "
                             "lets a person decide, 'resubmit' submits again and may pay twice."
                         ),
-                        "schema": {"type": ["string", "null"], "enum": ["fail", "resubmit", None]},
+                        "schema": {"type": ["string", "null"], "examples": ["fail", "resubmit"]},
                     },
                     "media_hosts": {
                         "label": "Media hosts",
