@@ -104,6 +104,12 @@ class KeyPattern:
         """
         return self.pattern.format(task_id=task_id, index=index, ext=extension)
 
+    @property
+    def folder(self) -> str:
+        """What all its keys start with, up to a slash, which is left out; empty if they share nothing."""
+        shared, *_ = next(iter(string.Formatter().parse(self.pattern)))
+        return shared.rpartition("/")[0]
+
 
 @dataclass(frozen=True)
 class MirroredObject:

@@ -14,6 +14,7 @@ from airflow_provider_gptimg.verdicts import airflow_verdict, retry_policy_argum
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_gptimg.mirror import KeyPattern, MirroredObject
     from airflow_provider_gptimg.waiting import TaskWaiter
@@ -27,6 +28,8 @@ class GptImgToS3Operator(BaseOperator):
     It waits for tasks that are not finished. Each object is exactly the image, or is not there: format, length and
     size are checked before one conditional PUT, whose checksum S3 verifies, makes it visible. A second run
     downloads nothing and says `skipped`. Of a list, what can be mirrored is, then the first failure is raised.
+
+    With `outlets`, the asset event's `extra` has the objects' `uris` and their number as `images`.
 
     :param gptimg_task_id: An image task's id, a finished task (dict), or a list of them, e.g. `submit.output`, also
         of a mapped submit (templated).
@@ -99,6 +102,7 @@ class GptImgToS3Operator(BaseOperator):
         self.poll_interval = poll_interval
         self.first_poll_after = first_poll_after
         self.timeout = timeout
+        self._lineage: tuple[KeyPattern | None, list[MirroredObject]] = (None, [])
 
     def execute(self, context: Context) -> Any:
         """Return the mirrored objects, or defer until the tasks are finished.
@@ -106,7 +110,7 @@ class GptImgToS3Operator(BaseOperator):
         :raises AirflowFailException: No other attempt would end otherwise; its cause is the error.
         :raises GptImgError: As the README's table of errors says.
         """
-        return self._mirror_when_finished()
+        return self._mirror_when_finished(context)
 
     def execute_complete(self, context: Context, event: Any = None, deadline: float | None = None) -> Any:
         """Return the mirrored objects after the trigger has fired.
@@ -118,7 +122,13 @@ class GptImgToS3Operator(BaseOperator):
 
         with airflow_verdict():
             timed_out = read_event(event) == "timeout"
-        return self._mirror_when_finished(time.time() if timed_out else deadline)
+        return self._mirror_when_finished(context, time.time() if timed_out else deadline)
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage:
+        """Return where images came from and went to, for the OpenLineage provider; of a failed attempt too."""
+        from airflow_provider_gptimg.lineage import openlineage_datasets
+
+        return openlineage_datasets(*self._lineage)
 
     def on_kill(self) -> None:
         """Say what a person who ends the task should know."""
@@ -126,8 +136,9 @@ class GptImgToS3Operator(BaseOperator):
 
         self.log.warning(PAID_FOR)
 
-    def _mirror_when_finished(self, deadline: float | None = None) -> Any:
+    def _mirror_when_finished(self, context: Context, deadline: float | None = None) -> Any:
         from airflow_provider_gptimg.hooks.gptimg import GptImgHook
+        from airflow_provider_gptimg.lineage import describe_outlets
         from airflow_provider_gptimg.waiting import TaskWaiter
 
         with airflow_verdict():
@@ -148,7 +159,9 @@ class GptImgToS3Operator(BaseOperator):
                         kwargs={"deadline": waiter.wait.deadline},
                     )
                 waiter.hold()
-            return [mirrored.as_dict() for mirrored in self._mirror(waiter, pattern, put_arguments)]
+            objects = self._mirror(waiter, pattern, put_arguments)
+        describe_outlets(context.get("outlet_events"), self.outlets, pattern, objects)
+        return [mirrored.as_dict() for mirrored in objects]
 
     def _check_destination(self) -> tuple[KeyPattern, dict[str, Any]]:
         """Return where objects go and how they are put; all that can be refused before a wait is refused here."""
@@ -181,6 +194,7 @@ class GptImgToS3Operator(BaseOperator):
 
         from airflow_provider_gptimg.api.tasks import ImageTask
         from airflow_provider_gptimg.exceptions import GptImgError
+        from airflow_provider_gptimg.lineage import report_to_collector
         from airflow_provider_gptimg.mirror import Mirror
         from airflow_provider_gptimg.waiting import raise_failures
 
@@ -197,11 +211,13 @@ class GptImgToS3Operator(BaseOperator):
             log=self.log,
         ) as mirror:
             copied = mirror.copy(task for task in outcomes.values() if isinstance(task, ImageTask))
+        objects = [mirrored for result in copied.values() if isinstance(result, list) for mirrored in result]
+        self._lineage = pattern, objects
+        report_to_collector(s3, objects)
         failures: dict[str, Any] = {
             task_id: error for task_id, error in {**outcomes, **copied}.items() if isinstance(error, GptImgError)
         }
         raise_failures({**outcomes, **failures})
-        objects = [mirrored for result in copied.values() if isinstance(result, list) for mirrored in result]
         new = [mirrored for mirrored in objects if not mirrored.skipped]
         self.log.info(
             "Mirrored %d images, %d bytes, to s3://%s; %d were there already",

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a mirror tells those who come after it: asset events, hook-level lineage, OpenLineage datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+
+from airflow.providers.common.compat.lineage.hook import get_hook_lineage_collector
+from airflow.providers.common.compat.sdk import Asset, AssetAlias
+
+if TYPE_CHECKING:
+    from airflow.providers.openlineage.extractors import OperatorLineage
+
+    from airflow_provider_gptimg.mirror import KeyPattern, MirroredObject
+
+__all__ = ["describe_outlets", "openlineage_datasets", "report_to_collector"]
+
+
+def describe_outlets(
+    outlet_events: Any,
+    outlets: Iterable[Any],
+    pattern: KeyPattern,
+    objects: Sequence[MirroredObject],
+) -> None:
+    """Let the event of each asset among `outlets` carry the objects' URIs as `extra`.
+
+    An alias stands for an asset that is known at run time only. Here that is the folder into which the key pattern
+    writes, rather than each image, so that runs add events and not assets.
+
+    :param outlet_events: From the task's context; None outside a running task.
+    """
+    if outlet_events is None:
+        return
+    extra = {"uris": [mirrored.uri for mirrored in objects], "images": len(objects)}
+    for outlet in outlets:
+        try:
+            event = outlet_events[outlet]
+        except TypeError:  # some other kind of outlet, which has no events
+            continue
+        if isinstance(outlet, AssetAlias):
+            event.add(Asset(f"s3://{pattern.bucket}/{quote(pattern.folder)}"), extra=extra)
+        else:
+            event.extra.update(extra)
+
+
+def report_to_collector(hook: Any, objects: Iterable[MirroredObject]) -> None:
+    """Report each image's URL as an input and its object as an output to Airflow's hook lineage collector.
+
+    :param hook: The S3 hook that stands for the transfer.
+    """
+    collector = get_hook_lineage_collector()
+    for mirrored in objects:
+        collector.add_input_asset(context=hook, uri=_without_query(mirrored.source_url))
+        collector.add_output_asset(
+            context=hook, scheme="s3", asset_kwargs={"bucket": mirrored.bucket, "key": mirrored.key}
+        )
+
+
+def openlineage_datasets(pattern: KeyPattern | None, objects: Sequence[MirroredObject]) -> OperatorLineage:
+    """Return the folders from which and into which images went, with what was written.
+
+    Folders are the same at each run and so make a graph; images would be new nodes every time.
+    """
+    from airflow.providers.common.compat.openlineage.facet import (
+        InputDataset,
+        OutputDataset,
+        OutputStatisticsOutputDatasetFacet,
+    )
+    from airflow.providers.openlineage.extractors import OperatorLineage
+
+    if pattern is None or not objects:
+        return OperatorLineage()
+    new = [mirrored for mirrored in objects if not mirrored.skipped]
+    written = OutputStatisticsOutputDatasetFacet(size=sum(mirrored.size for mirrored in new), fileCount=len(new))
+    return OperatorLineage(
+        inputs=[
+            InputDataset(namespace=namespace, name=name)
+            for namespace, name in sorted({_source_folder(mirrored.source_url) for mirrored in objects})
+        ],
+        outputs=[
+            OutputDataset(
+                namespace=f"s3://{pattern.bucket}",
+                name=pattern.folder or "/",
+                outputFacets={"outputStatistics": written},
+            )
+        ],
+    )
+
+
+def _source_folder(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}", parts.path.rpartition("/")[0].strip("/") or "/"
+
+
+def _without_query(url: str) -> str:
+    return url.partition("?")[0]

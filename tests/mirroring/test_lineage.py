@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a mirror leaves behind for others: asset events, hook-level lineage, OpenLineage; one run of a real DAG."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DAG_FILE = Path(__file__).with_name("lineage_dag.py")
+
+# Airflow collects hook-level lineage only where a plugin reads it.
+READER = """
+from airflow.providers.common.compat.sdk import AirflowPlugin, HookLineageReader
+
+class Reader(AirflowPlugin):
+    name = "reader"
+    hook_lineage_readers = [HookLineageReader]
+"""
+
+
+@pytest.fixture(scope="module")
+def run(airflow_db: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    from airflow_provider_gptimg.emulator import Emulator
+    from airflow_provider_gptimg.sandbox import S3Server
+
+    folder = tmp_path_factory.mktemp("lineage")
+    for name, content in {"dags": DAG_FILE.read_text(), "plugins": READER}.items():
+        (folder / name).mkdir()
+        (folder / name / DAG_FILE.name).write_text(content)
+    with Emulator(speed=100) as emulator, S3Server("images") as s3:
+        task_ids = [emulator.add_task(n=2), emulator.add_task(formats=["webp"])]
+        env = os.environ | {
+            "AIRFLOW_HOME": airflow_db,
+            "AIRFLOW__CORE__DAGS_FOLDER": str(folder / "dags"),
+            "AIRFLOW__CORE__PLUGINS_FOLDER": str(folder / "plugins"),
+            "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(
+                {"type": "file", "log_file_path": str(folder / "openlineage.jsonl"), "append": True}
+            ),
+            "AIRFLOW_CONN_GPTIMG_DEFAULT": emulator.connection_json,
+            "AIRFLOW_CONN_AWS_DEFAULT": s3.connection_json,
+            "IMAGE_TASKS": " ".join(task_ids),
+        }
+        command = [sys.executable, str(folder / "dags" / DAG_FILE.name), str(folder / "result.json")]
+        ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    openlineage = folder / "openlineage.jsonl"
+    return {
+        **json.loads((folder / "result.json").read_text()),
+        "base_url": emulator.base_url,
+        "openlineage": [json.loads(line) for line in openlineage.read_text().splitlines()]
+        if openlineage.exists()
+        else [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("asset", "aliases"),
+    [("posters", []), ("thumbnails", []), ("s3://images/campaigns/summer%20time", ["summer"])],
+    ids=["asset", "reference", "alias"],
+)
+def test_asset_event_names_the_objects(run, asset, aliases):
+    uris = [mirrored["uri"] for mirrored in run["objects"]]
+    assert len(uris) == 3
+    assert run["events"][asset] == {"aliases": aliases, "extra": {"uris": uris, "images": 3}}
+
+
+def test_hook_lineage_goes_from_image_to_object(run):
+    assert run["inputs"] == [mirrored["source_url"] for mirrored in run["objects"]]
+    assert run["outputs"] == [mirrored["uri"] for mirrored in run["objects"]]
+
+
+def test_openlineage_event_names_the_folders(run):
+    pytest.importorskip("airflow.providers.openlineage")
+    (event,) = [
+        event
+        for event in run["openlineage"]
+        if event["eventType"] == "COMPLETE" and event["job"]["name"] == "mirroring_lineage.mirror"
+    ]
+    assert [(dataset["namespace"], dataset["name"]) for dataset in event["inputs"]] == [
+        (run["base_url"], "gpt-image-2-outputs")
+    ]
+    (output,) = event["outputs"]
+    assert (output["namespace"], output["name"]) == ("s3://images", "campaigns/summer time")
+    statistics = output["outputFacets"]["outputStatistics"]
+    sizes = [mirrored["size"] for mirrored in run["objects"]]
+    assert (statistics["fileCount"], statistics["size"]) == (3, sum(sizes))
