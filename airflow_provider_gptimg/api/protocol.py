@@ -340,8 +340,10 @@ def _read_task(call: Call, answer: Answer) -> ImageTask:
             request_id=_request_id(answer),
         )
     found = data.get("task_id") or (None if call.is_submit else call.task_id)
-    # An accepted submit is paid for: its id is all that is needed, so nothing else may spoil it.
-    status = data.get("status") or (PROCESSING if call.is_submit else None)
+    status = data.get("status")
+    if call.is_submit and not (isinstance(status, str) and status):
+        # An accepted submit is paid for: its id is all that is needed, so nothing else may spoil it.
+        status = PROCESSING
     try:
         task_id = check_task_id(found)
     except GptImgRequestError:
