@@ -81,13 +81,13 @@ class GptImgTaskSensor(BaseSensorOperator):
         self.end_from_trigger = end_from_trigger
         self.wants_start_from_trigger = start_from_trigger
         self.start_from_trigger = False
-        if start_from_trigger and deferrable:
+        if start_from_trigger and deferrable and _AIRFLOW_3_3:
             self._start_in_triggerer()
 
     def _start_in_triggerer(self) -> None:
         """Let the scheduler hand this task to the triggerer, if Airflow can and can render `gptimg_task_id` there."""
         task_id = _renderable_in_triggerer(self.gptimg_task_id)
-        if task_id is None or not _AIRFLOW_3_3:
+        if task_id is None:
             return
         from airflow.triggers.base import StartTriggerArgs
 
