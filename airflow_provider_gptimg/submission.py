@@ -21,6 +21,7 @@ from airflow_provider_gptimg.exceptions import (
     GptImgSubmissionUnknownError,
     GptImgTaskNotFoundError,
 )
+from airflow_provider_gptimg.telemetry import count, span
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -203,7 +204,8 @@ class Submission:
         record = SubmissionRecord(fingerprint, request.credits, time.time(), self._max_tries)
         self._write(record)
         try:
-            task = hook.submit_prepared(prepared)
+            with span("submit", credits=request.credits):
+                task = hook.submit_prepared(prepared)
         except GptImgSubmissionUnknownError as error:
             count("submissions", outcome="unknown")
             way_on = "The next attempt submits again" if on_unknown == "resubmit" else _WAYS_ON
@@ -245,10 +247,3 @@ class Submission:
 
         # Kept as long as its DAG run: an expired record would let a retry pay again.
         self._store.set(self._key, record.to_json(), retention=NEVER_EXPIRE)
-
-
-def count(name: str, number: int = 1, **tags: str) -> None:
-    """Add to the metric `gptimg.<name>`, tagged by outcome."""
-    from airflow.providers.common.compat.sdk import Stats
-
-    Stats.incr(f"gptimg.{name}", number, tags=tags)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from airflow_provider_gptimg.exceptions import GptImgRequestError
@@ -75,6 +76,17 @@ class ImageTask:
     def is_final(self) -> bool:
         """Whether the status will not change any more."""
         return self.status in (COMPLETED, FAILED)
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the generation took, by the API's own clock; None unless it is final and says so."""
+        if not self.is_final or not self.created_at or not self.updated_at:
+            return None
+        try:
+            taken = datetime.fromisoformat(self.updated_at) - datetime.fromisoformat(self.created_at)
+        except (ValueError, TypeError):  # TypeError: one of them without a time zone
+            return None
+        return max(0.0, taken.total_seconds())
 
     @property
     def credits(self) -> int:

@@ -38,6 +38,7 @@ from airflow_provider_gptimg.hooks.connection import ConnectionSettings
 from airflow_provider_gptimg.hooks.http import exchange, sync_client
 from airflow_provider_gptimg.hooks.shared_client import shared_client
 from airflow_provider_gptimg.polling import DEFAULT_TIMEOUT, Progress, Wait
+from airflow_provider_gptimg.telemetry import count_poll, span
 
 __all__ = ["GptImgHook"]
 
@@ -166,14 +167,15 @@ class GptImgHook(BaseHook):
                 references.append(reference)
         return request.with_references(references)
 
-    def submit_prepared(self, submit: PreparedSubmit) -> ImageTask:
+    def submit_prepared(self, submit: PreparedSubmit, max_attempts: int = MAX_ATTEMPTS) -> ImageTask:
         """Send a prepared submit, and return the accepted image task.
 
+        :param max_attempts: How often to send it while it certainly is not accepted.
         :raises GptImgError: As :meth:`submit`.
         """
         started = datetime.now(UTC)
         try:
-            return self._converse(submit.call, secrets=submit.secrets)
+            return self._converse(submit.call, secrets=submit.secrets, max_attempts=max_attempts)
         except GptImgSubmissionUnknownError as error:
             error.message = (
                 f"{error.message}. Whether it was accepted cannot be known: up to {submit.credits} credits may have "
@@ -244,20 +246,38 @@ class GptImgHook(BaseHook):
 
         :raises GptImgAuthError: The key was rejected.
         """
-        with sync_client(self.settings) as client:
-            while (due := wait.next_at) is not None and not wait.expired(now := time.time()):
-                if due > now:
-                    time.sleep(min(due, wait.deadline or due) - now)
-                elif (task_id := wait.take_due(now)) is not None:
-                    wait.tell(task_id, self._ask(client, task_id), time.time())
+        self.watch(wait, until=wait.deadline)
         self._ask_all(wait, wait.take_all())
 
+    def watch(self, wait: Wait, *, until: float | None, enough: int | None = None) -> None:
+        """Ask for the waiting tasks, each when it is due, until all of them are final, or `enough`, or time is up.
+
+        Holds the worker.
+
+        :param until: Unix seconds; None: no limit.
+        :raises GptImgAuthError: The key was rejected.
+        """
+        with span("wait", tasks=len(wait.waiting)), sync_client(self.settings) as client:
+            while (due := wait.next_at) is not None and (enough is None or len(wait.outcomes) < enough):
+                now = time.time()
+                if until is not None and now >= until:
+                    return
+                if due > now:
+                    time.sleep((due if until is None else min(due, until)) - now)
+                else:
+                    due_now = [task_id for _ in range(_AT_ONCE) if (task_id := wait.take_due(now)) is not None]
+                    self._ask_each(client, wait, due_now, waited=True)
+
     def _ask_all(self, wait: Wait, task_ids: Sequence[str]) -> None:
-        if not task_ids:
-            return
-        with sync_client(self.settings) as client, ThreadPoolExecutor(_AT_ONCE) as pool:
+        if task_ids:
+            with sync_client(self.settings) as client:
+                self._ask_each(client, wait, task_ids, waited=False)
+
+    def _ask_each(self, client: httpx.Client, wait: Wait, task_ids: Sequence[str], waited: bool) -> None:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
             outcomes = pool.map(lambda task_id: self._ask(client, task_id), task_ids)
             for task_id, outcome in zip(task_ids, outcomes, strict=True):
+                count_poll(outcome, waited=waited)
                 wait.tell(task_id, outcome, time.time())
 
     def _ask(self, client: httpx.Client, task_id: str) -> ImageTask | GptImgError:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from airflow_provider_gptimg.api.tasks import COMPLETED, ImageTask
 from airflow_provider_gptimg.exceptions import GptImgError
 from airflow_provider_gptimg.polling import Progress, Wait
+from airflow_provider_gptimg.telemetry import count_poll, span
 
 if TYPE_CHECKING:
     from airflow_provider_gptimg.hooks.shared_client import SharedClient
@@ -29,9 +31,9 @@ class GptImgTaskTrigger(BaseTrigger):
     It only ever polls: a trigger can be started twice, so it must not submit. All it goes by is in its
     arguments, so a restarted or moved triggerer goes on within the same deadline.
 
-    The event is small however many tasks it speaks of: `status` is `finished` (all are final), `timeout`, or
-    `error` with the `error` that no waiting mends. The resumed task asks for the rest itself. A wait for one id
-    names it.
+    The event is small however many tasks it speaks of: `status` is `finished` (all are final), `some` (`wake_after`
+    are), `timeout`, or `error` with the `error` that no waiting mends. The resumed task asks for the rest itself. A
+    wait for one id names it.
 
     :param gptimg_task_id: One id of an image task, or a list of them.
     :param gptimg_conn_id: Id of the connection.
@@ -40,9 +42,10 @@ class GptImgTaskTrigger(BaseTrigger):
     :param deadline: When to give up, in Unix seconds; None: `timeout` seconds after submission.
     :param timeout: Seconds from submission to completion, for a wait without a `deadline`.
     :param submitted_at: When the tasks were submitted, in Unix seconds; None: as the API says.
-    :param first_poll_at: When to poll first, in Unix seconds; None: at once.
+    :param first_poll_at: When to poll first, in Unix seconds; None: at once. A list has a moment for each task.
     :param end_from_trigger: End the Airflow task in the triggerer once all image tasks are completed, with its XCom
         written (Airflow 3.3 and newer).
+    :param wake_after: Fire as soon as so many of the tasks are final; None: all.
     """
 
     def __init__(
@@ -54,8 +57,9 @@ class GptImgTaskTrigger(BaseTrigger):
         deadline: float | None = None,
         timeout: float | None = None,
         submitted_at: float | None = None,
-        first_poll_at: float | None = None,
+        first_poll_at: float | list[float] | None = None,
         end_from_trigger: bool = False,
+        wake_after: int | None = None,
     ) -> None:
         super().__init__()
         self.gptimg_task_id = gptimg_task_id
@@ -67,6 +71,7 @@ class GptImgTaskTrigger(BaseTrigger):
         self.submitted_at = submitted_at
         self.first_poll_at = first_poll_at
         self.end_from_trigger = end_from_trigger
+        self.wake_after = wake_after
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the trigger's import path and arguments."""
@@ -82,6 +87,8 @@ class GptImgTaskTrigger(BaseTrigger):
                 "submitted_at": self.submitted_at,
                 "first_poll_at": self.first_poll_at,
                 "end_from_trigger": self.end_from_trigger,
+                # Only where it is used: the triggerer may still run the release before.
+                **({} if self.wake_after is None else {"wake_after": self.wake_after}),
             },
         )
 
@@ -99,7 +106,8 @@ class GptImgTaskTrigger(BaseTrigger):
                     submitted_at=self.submitted_at,
                     progress=Progress(self.log.info),
                 )
-                status = await self._wait(client, wait)
+                with span("wait", tasks=len(self._task_ids)):
+                    status = await self._wait(client, wait)
             event = await self._finish(wait) if status == "finished" else self._event(status)
         except GptImgError as error:
             event = self._event("error", error=error.as_dict())
@@ -119,18 +127,17 @@ class GptImgTaskTrigger(BaseTrigger):
         return [self.gptimg_task_id] if isinstance(self.gptimg_task_id, str) else list(self.gptimg_task_id)
 
     async def _wait(self, client: SharedClient, wait: Wait) -> str:
-        """Poll each task when it is due, until all are final or time is up."""
+        """Poll each task when it is due, until all are final, or `wake_after`, or time is up."""
         started = time.time()
-        first = max(self.first_poll_at or 0.0, started)
-        # All triggers of a restarted triggerer would else poll at the same moment.
-        late = self.first_poll_at is not None and self.first_poll_at < started
-        wait.add(dict.fromkeys(self._task_ids), first, spread=wait.schedule.poll_interval if late else 0.0)
+        self._plan(wait, started)
         polls: set[asyncio.Task[None]] = set()
         try:
             while polls or wait.next_at is not None:
                 now = time.time()
                 if wait.expired(now):
                     return "timeout"
+                if self.wake_after is not None and len(wait.outcomes) >= self.wake_after:
+                    return "some"
                 while len(polls) < _AT_ONCE and (task_id := wait.take_due(now)) is not None:
                     polls.add(asyncio.create_task(self._poll(client, wait, task_id)))
                 next_at = wait.next_at if len(polls) < _AT_ONCE else None
@@ -149,12 +156,21 @@ class GptImgTaskTrigger(BaseTrigger):
                 poll.cancel()
         return "finished"
 
+    def _plan(self, wait: Wait, now: float) -> None:
+        """Plan the first poll of each task."""
+        firsts = self.first_poll_at if isinstance(self.first_poll_at, list) else itertools.repeat(self.first_poll_at)
+        for task_id, first in dict(zip(self._task_ids, firsts, strict=False)).items():
+            # All triggers of a restarted triggerer would else poll at the same moment.
+            late = first is not None and first < now
+            wait.add([task_id], max(first or 0.0, now), spread=wait.schedule.poll_interval if late else 0.0)
+
     async def _poll(self, client: SharedClient, wait: Wait, task_id: str) -> None:
         outcome: ImageTask | GptImgError
         try:
             outcome = await client.get_task(task_id, max_attempts=1)
         except GptImgError as error:
             outcome = error
+        count_poll(outcome, in_triggerer=True)
         wait.tell(task_id, outcome, time.time())
 
     async def _finish(self, wait: Wait) -> TriggerEvent:

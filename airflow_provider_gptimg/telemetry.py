@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the provider tells of itself while it runs: metrics through Airflow's Stats, spans through OpenTelemetry.
+
+Both are Airflow's own, so where Airflow has them off, nothing is sent. A span is a child of the span of the task, or
+of the trigger, that it is opened in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from airflow_provider_gptimg.api.tasks import ImageTask
+    from airflow_provider_gptimg.exceptions import GptImgError
+
+__all__ = ["count", "count_poll", "span"]
+
+
+def count(name: str, number: int = 1, **tags: str) -> None:
+    """Add to the metric `gptimg.<name>`."""
+    _stats().incr(f"gptimg.{name}", number, tags=tags)
+
+
+def count_poll(outcome: ImageTask | GptImgError, *, waited: bool = True, in_triggerer: bool = False) -> None:
+    """Count a poll, and where it ended a wait, time the generation by the API's own clock.
+
+    :param waited: Whether the task was unfinished before; what was finished already, another wait has timed.
+    """
+    stats = _stats(in_triggerer)
+    status = getattr(outcome, "status", None) or "error"
+    stats.incr("gptimg.polls", 1, tags={"outcome": status})
+    seconds = getattr(outcome, "seconds", None)
+    if waited and seconds is not None:
+        stats.timing("gptimg.completion_time", timedelta(seconds=seconds), tags={"outcome": status})
+
+
+@contextmanager
+def span(name: str, **attributes: str | int) -> Iterator[Any]:
+    """Trace what happens in the block as `gptimg.<name>`; further attributes can be set on what it gives."""
+    from opentelemetry import trace
+
+    prefixed = {f"gptimg.{key}": value for key, value in attributes.items()}
+    with trace.get_tracer("airflow_provider_gptimg").start_as_current_span(f"gptimg.{name}", attributes=prefixed) as it:
+        yield it
+
+
+def _stats(in_triggerer: bool = False) -> Any:
+    """Return Airflow's Stats as the running process has set it up: a task's and the triggerer's are two."""
+    if in_triggerer:
+        try:
+            from airflow.observability.stats import Stats as TriggererStats
+        except ImportError:  # before Airflow 3.2 there is one for all
+            pass
+        else:
+            return TriggererStats
+    from airflow.providers.common.compat.sdk import Stats
+
+    return Stats
