@@ -10,6 +10,8 @@ from urllib.parse import quote, urlsplit
 from airflow.providers.common.compat.lineage.hook import get_hook_lineage_collector
 from airflow.providers.common.compat.sdk import Asset, AssetAlias
 
+from airflow_provider_gptimg.download import without_query
+
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
@@ -52,7 +54,7 @@ def report_to_collector(hook: Any, objects: Iterable[MirroredObject]) -> None:
     """
     collector = get_hook_lineage_collector()
     for mirrored in objects:
-        collector.add_input_asset(context=hook, uri=_without_query(mirrored.source_url))
+        collector.add_input_asset(context=hook, uri=without_query(mirrored.source_url))
         collector.add_output_asset(
             context=hook, scheme="s3", asset_kwargs={"bucket": mirrored.bucket, "key": mirrored.key}
         )
@@ -92,7 +94,3 @@ def openlineage_datasets(pattern: KeyPattern | None, objects: Sequence[MirroredO
 def _source_folder(url: str) -> tuple[str, str]:
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}", parts.path.rpartition("/")[0].strip("/") or "/"
-
-
-def _without_query(url: str) -> str:
-    return url.partition("?")[0]

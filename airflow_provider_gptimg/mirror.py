@@ -9,51 +9,30 @@ be left behind, and memory stays flat.
 from __future__ import annotations
 
 import base64
-import hashlib
 import random
 import string
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from tempfile import SpooledTemporaryFile
-from threading import Lock
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import httpx
-from botocore.exceptions import ClientError
-
-from airflow_provider_gptimg.api.images import (
-    FORMATS,
-    HEAD_BYTES,
-    EndFinder,
-    ImageFormat,
-    Pixels,
-    PixelsFinder,
-    read_format,
-)
+from airflow_provider_gptimg.api.images import FORMATS, Pixels
 from airflow_provider_gptimg.api.protocol import backoff
 from airflow_provider_gptimg.api.tasks import Image, ImageTask
+from airflow_provider_gptimg.download import Download, Downloader, GoneError, TransientError, without_query
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgMediaError, GptImgRequestError
-from airflow_provider_gptimg.hooks.connection import Origin
-from airflow_provider_gptimg.hooks.http import sync_client
+from airflow_provider_gptimg.s3_store import Content, S3Store
 
 if TYPE_CHECKING:
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook
 
 __all__ = ["KeyPattern", "Mirror", "MirroredObject"]
 
-SINGLE_PUT_LIMIT = 5 * 1024**3
-"""Bytes that S3 takes in one PUT; there is no use for larger images."""
-
 _IN_MEMORY = 1024 * 1024
 _DOWNLOAD_ATTEMPTS = 4
-_SLOWEST = 16 * 1024
-"""Bytes a second that a download must reach on average once a call's timeout has passed."""
-
-_REFUSED_BY_S3 = {"AccessDenied", "AllAccessDisabled", "InvalidAccessKeyId", "InvalidBucketName", "NoSuchBucket"}
 
 
 class KeyPattern:
@@ -166,28 +145,10 @@ class _Source:
         return f"Image {self.index} of image task {self.task_id}"
 
 
-@dataclass(frozen=True)
-class _Download:
-    size: int
-    digest: bytes
-    format: ImageFormat
-    pixels: Pixels | None
-
-
-class _Transient(Exception):
-    """A download that may well succeed when tried again."""
-
-
-class _Gone(Exception):
-    """The URL does not serve the image any more."""
-
-
 class Mirror:
     """Copies images into S3, several at a time, with one S3 client for all. Use it as a context manager.
 
-    :param s3: A boto3 S3 client; it is used from several threads.
     :param replace: Overwrite objects that are not the image.
-    :param put_arguments: Further arguments of S3's PutObject, e.g. `ServerSideEncryption`.
     :param max_image_bytes: Larger images are refused.
     :param concurrency: Images under way at a time.
     """
@@ -195,33 +156,28 @@ class Mirror:
     def __init__(
         self,
         hook: GptImgHook,
-        s3: Any,
+        store: S3Store,
         pattern: KeyPattern,
         *,
         replace: bool,
-        put_arguments: Mapping[str, Any],
         max_image_bytes: int,
         concurrency: int,
         log: Any,
     ) -> None:
         self._hook = hook
         self._settings = hook.settings
-        self._s3 = s3
+        self._store = store
         self._pattern = pattern
         self._replace = replace
-        self._put_arguments = put_arguments
-        self._max_image_bytes = max_image_bytes
         self._concurrency = concurrency
         self._log = log
-        self._clients: dict[Origin, httpx.Client] = {}
-        self._clients_lock = Lock()
-        self._stack = ExitStack()
+        self._downloader = Downloader(hook.settings, max_image_bytes)
 
     def __enter__(self) -> Mirror:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._stack.close()
+        self._downloader.close()
 
     def copy(self, tasks: Iterable[ImageTask]) -> dict[str, list[MirroredObject] | GptImgError]:
         """Copy all images of completed tasks. One that fails keeps no other from its place.
@@ -282,7 +238,7 @@ class Mirror:
         extensions = [declared.extension, *(known.extension for known in FORMATS if known is not declared)]
         for extension in extensions if self._pattern.has_extension else extensions[:1]:
             key = self._pattern.key(source.task_id, source.index, extension)
-            head = self._head(key)
+            head = self._store.head(self._pattern.bucket, key)
             if head is None:
                 continue
             if known := _own(head, self._pattern.bucket, key, source):
@@ -291,23 +247,13 @@ class Mirror:
                 raise self._taken(key)
         return None
 
-    def _head(self, key: str) -> dict[str, Any] | None:
-        try:
-            answer: dict[str, Any] = self._s3.head_object(Bucket=self._pattern.bucket, Key=key, ChecksumMode="ENABLED")
-        except ClientError as error:
-            # Without permission to list, S3 says 403 for what is not there.
-            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (403, 404):
-                return None
-            raise
-        return answer
-
     def _taken(self, key: str) -> GptImgRequestError:
         return GptImgRequestError(
             f"s3://{self._pattern.bucket}/{key} exists and is not this image: choose another s3_key, or set "
             "replace=True to overwrite it"
         )
 
-    def _fetch(self, source: _Source, file: IO[bytes]) -> tuple[_Download, str]:
+    def _fetch(self, source: _Source, file: IO[bytes]) -> tuple[Download, str]:
         """Download the image, again where that may help; ask the API for its URL anew where it is gone."""
         url, attempt, asked = source.image.url, 0, False
         while True:
@@ -315,117 +261,35 @@ class Mirror:
             file.seek(0)
             file.truncate()
             try:
-                return self._download(source, url, file), url
-            except _Gone as error:
+                return self._downloader.download(url, file, str(source)), url
+            except GoneError as error:
                 images = () if asked else self._hook.get_task(source.task_id).images
                 asked = True
                 if source.index >= len(images):
-                    raise GptImgMediaError(f"{source} is not to be had at {_shown(url)}: {error}") from error
+                    raise GptImgMediaError(f"{source} is not to be had at {without_query(url)}: {error}") from error
                 url = self._settings.check_media_url(images[source.index].url)
-            except _Transient as error:
+            except TransientError as error:
                 if attempt >= _DOWNLOAD_ATTEMPTS:
-                    raise GptImgMediaError(f"{source} could not be downloaded from {_shown(url)}: {error}") from error
+                    raise GptImgMediaError(
+                        f"{source} could not be downloaded from {without_query(url)}: {error}"
+                    ) from error
                 pause = backoff(attempt, None, random.uniform)
                 self._log.warning("%s: %s; trying again in %.1f s", source, error, pause)
                 time.sleep(pause)
 
-    def _download(self, source: _Source, url: str, file: IO[bytes]) -> _Download:
-        try:
-            with self._client(url).stream(
-                "GET", url, headers={"accept": "image/*", "accept-encoding": "identity"}
-            ) as answer:
-                self._check_answer(source, answer)
-                return self._receive(source, answer, file)
-        except (httpx.RequestError, OSError) as error:
-            raise _Transient(f"{type(error).__name__}: {error}") from error
-
-    def _client(self, url: str) -> httpx.Client:
-        origin = Origin.of(url)
-        with self._clients_lock:
-            if origin not in self._clients:
-                self._clients[origin] = self._stack.enter_context(sync_client(self._settings, origin))
-            return self._clients[origin]
-
-    def _check_answer(self, source: _Source, answer: httpx.Response) -> None:
-        status = answer.status_code
-        if status in (403, 404, 410):
-            raise _Gone(f"HTTP {status}")
-        if status == 429 or status >= 500:
-            raise _Transient(f"HTTP {status}")
-        if status != 200:
-            why = "a redirect, which is not followed" if 300 <= status < 400 else "no image"
-            raise GptImgMediaError(f"{source}: {_shown(str(answer.url))} answered with {why}", http_status=status)
-        length = answer.headers.get("content-length", "")
-        if length.isdigit() and int(length) > self._max_image_bytes:
-            raise self._too_large(source, int(length))
-
-    def _too_large(self, source: _Source, size: int) -> GptImgMediaError:
-        return GptImgMediaError(
-            f"{source} has {size} bytes or more, max_image_bytes={self._max_image_bytes} are allowed: "
-            "raise it if that is right"
-        )
-
-    def _receive(self, source: _Source, answer: httpx.Response, file: IO[bytes]) -> _Download:
-        digest = hashlib.sha256()
-        size, head = 0, b""
-        image_format: ImageFormat | None = None
-        finders: tuple[EndFinder, PixelsFinder] | None = None
-        started = time.monotonic()
-        for chunk in answer.iter_bytes():
-            size += len(chunk)
-            if size > self._max_image_bytes:
-                raise self._too_large(source, size)
-            taken = time.monotonic() - started - self._settings.call_timeout
-            if taken > 0 and size < taken * _SLOWEST:
-                raise _Transient(f"it sent {size} bytes in {taken + self._settings.call_timeout:.0f} s")
-            if finders is None:
-                head += chunk
-                if len(head) >= HEAD_BYTES:
-                    image_format = self._format(source, head)
-                    finders = EndFinder(image_format), PixelsFinder(image_format)
-                    for finder in finders:
-                        finder.feed(head)
-            else:
-                for finder in finders:
-                    finder.feed(chunk)
-            digest.update(chunk)
-            file.write(chunk)
-        if image_format is None or finders is None:
-            raise self._not_an_image(source, head)
-        end, size_in_pixels = finders
-        told = "content-length" in answer.headers or "chunked" in answer.headers.get("transfer-encoding", "")
-        if end.is_cut or not (told or end.ends_well):
-            raise _Transient(f"it is cut: {size} bytes came, and its end was not among them")
-        return _Download(size, digest.digest(), image_format, size_in_pixels.pixels)
-
-    def _format(self, source: _Source, head: bytes) -> ImageFormat:
-        image_format = read_format(head)
-        if image_format is None:
-            raise self._not_an_image(source, head)
-        return image_format
-
-    def _not_an_image(self, source: _Source, head: bytes) -> GptImgMediaError:
-        return GptImgMediaError(
-            f"{source} is no PNG, JPEG or WebP: {_shown(source.image.url)} starts with {head[:HEAD_BYTES]!r}"
-        )
-
-    def _put(self, source: _Source, url: str, file: IO[bytes], download: _Download) -> MirroredObject:
+    def _put(self, source: _Source, url: str, file: IO[bytes], download: Download) -> MirroredObject:
         bucket, key = self._pattern.bucket, self._pattern.key(source.task_id, source.index, download.format.extension)
-        arguments: dict[str, Any] = {
-            **self._put_arguments,
-            "Bucket": bucket,
-            "Key": key,
-            "ContentType": download.format.content_type,
-            "ContentLength": download.size,
-            "ChecksumSHA256": base64.b64encode(download.digest).decode(),
-            "Metadata": {**self._put_arguments.get("Metadata", {}), **_metadata(source, url, download)},
-        }
-        if not self._replace:
-            arguments["IfNoneMatch"] = "*"
-        etag = self._put_once(file, arguments)
+        content = Content(
+            file=file,
+            size=download.size,
+            digest=download.digest,
+            content_type=download.format.content_type,
+            metadata=_metadata(source, url, download),
+        )
+        etag = self._store.put(bucket, key, content, {} if self._replace else {"IfNoneMatch": "*"})
         if etag is None:
             # The key was taken meanwhile, perhaps by this very PUT, whose answer was lost.
-            known = _own(self._head(key) or {}, bucket, key, source)
+            known = _own(self._store.head(bucket, key) or {}, bucket, key, source)
             if known is None or known.sha256 != download.digest.hex():
                 raise self._taken(key)
             return known
@@ -443,32 +307,8 @@ class Mirror:
             pixels=download.pixels,
         )
 
-    def _put_once(self, file: IO[bytes], arguments: dict[str, Any]) -> str | None:
-        """Put the object and return its ETag; None if its key is taken."""
-        for attempt in range(1, _DOWNLOAD_ATTEMPTS + 1):
-            file.seek(0)
-            try:
-                return str(self._s3.put_object(Body=file, **arguments)["ETag"]).strip('"')
-            except ClientError as error:
-                code = error.response.get("Error", {}).get("Code", "")
-                uri = f"s3://{arguments['Bucket']}/{arguments['Key']}"
-                if code in ("PreconditionFailed", "412"):
-                    return None
-                if code == "NotImplemented" and "IfNoneMatch" in arguments:
-                    self._log.warning("This S3 store knows no conditional writes: another writer of %s would win", uri)
-                    if self._head(arguments["Key"]) is not None:
-                        return None
-                    del arguments["IfNoneMatch"]
-                    continue
-                if code in _REFUSED_BY_S3:
-                    raise GptImgRequestError(f"S3 refuses to write {uri}: {error}") from error
-                if code != "ConditionalRequestConflict" or attempt == _DOWNLOAD_ATTEMPTS:
-                    raise
-                time.sleep(backoff(attempt, None, random.uniform))
-        raise GptImgError("unreachable")
 
-
-def _metadata(source: _Source, url: str, download: _Download) -> dict[str, str]:
+def _metadata(source: _Source, url: str, download: Download) -> dict[str, str]:
     """Return what lets a later run know its own object."""
     metadata = {
         "gptimg-task-id": source.task_id,
@@ -510,7 +350,3 @@ def _own(head: Mapping[str, Any], bucket: str, key: str, source: _Source) -> Mir
 def _read_pixels(metadata: Mapping[str, str]) -> Pixels | None:
     sizes = metadata.get("gptimg-width", ""), metadata.get("gptimg-height", "")
     return Pixels(*map(int, sizes)) if all(size.isdecimal() for size in sizes) else None
-
-
-def _shown(url: str) -> str:
-    return url.split("?", 1)[0][:200]

@@ -166,7 +166,8 @@ class GptImgToS3Operator(BaseOperator):
     def _check_destination(self) -> tuple[KeyPattern, dict[str, Any]]:
         """Return where objects go and how they are put; all that can be refused before a wait is refused here."""
         from airflow_provider_gptimg.exceptions import GptImgRequestError
-        from airflow_provider_gptimg.mirror import SINGLE_PUT_LIMIT, KeyPattern
+        from airflow_provider_gptimg.mirror import KeyPattern
+        from airflow_provider_gptimg.s3_store import SINGLE_PUT_LIMIT
 
         if not 0 < self.max_image_bytes <= SINGLE_PUT_LIMIT:
             raise GptImgRequestError(
@@ -196,16 +197,16 @@ class GptImgToS3Operator(BaseOperator):
         from airflow_provider_gptimg.exceptions import GptImgError
         from airflow_provider_gptimg.lineage import report_to_collector
         from airflow_provider_gptimg.mirror import Mirror
+        from airflow_provider_gptimg.s3_store import S3Store
         from airflow_provider_gptimg.waiting import raise_failures
 
         outcomes = waiter.outcomes
         s3 = S3Hook(aws_conn_id=self.aws_conn_id, verify=self.verify)
         with Mirror(
             waiter.hook,
-            s3.conn,
+            S3Store(s3.conn, put_arguments, self.log),
             pattern,
             replace=self.replace,
-            put_arguments=put_arguments,
             max_image_bytes=self.max_image_bytes,
             concurrency=self.concurrency,
             log=self.log,

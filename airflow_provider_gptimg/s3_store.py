@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How S3 is asked and told: one conditional PUT an object, whose checksum S3 verifies, and what a refusal means."""
+
+from __future__ import annotations
+
+import base64
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import IO, Any
+
+from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
+
+from airflow_provider_gptimg.api.protocol import backoff
+from airflow_provider_gptimg.exceptions import GptImgError, GptImgRequestError
+
+__all__ = ["SINGLE_PUT_LIMIT", "Content", "S3Store"]
+
+SINGLE_PUT_LIMIT = 5 * 1024**3
+"""Bytes that S3 takes in one PUT; there is no use for larger images."""
+
+_PUT_ATTEMPTS = 4
+
+# The body did not arrive as it was sent, or another write was under way: botocore repeats neither.
+_WORTH_REPEATING = {
+    "BadDigest",
+    "ConditionalRequestConflict",
+    "IncompleteBody",
+    "XAmzContentChecksumMismatch",
+    "XAmzContentSHA256Mismatch",
+}
+# Client errors that another attempt may not meet; all others it would.
+_PASSING = _WORTH_REPEATING | {
+    "ExpiredToken",
+    "OperationAborted",
+    "RequestTimeout",
+    "RequestTimeTooSkewed",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequests",
+}
+
+
+@dataclass(frozen=True)
+class Content:
+    """What an object is to hold.
+
+    :param file: Read from its start.
+    :param size: Bytes.
+    :param digest: Its sha256.
+    """
+
+    file: IO[bytes]
+    size: int
+    digest: bytes
+    content_type: str
+    metadata: Mapping[str, str]
+
+
+class S3Store:
+    """An S3 client, and what its answers mean to a mirror. It may be used from several threads.
+
+    :param client: A boto3 S3 client.
+    :param put_arguments: Further arguments of every PutObject, e.g. `ServerSideEncryption`.
+    """
+
+    def __init__(self, client: Any, put_arguments: Mapping[str, Any], log: Any) -> None:
+        self._client = client
+        self._put_arguments = put_arguments
+        self._log = log
+
+    def head(self, bucket: str, key: str) -> dict[str, Any] | None:
+        """Return what S3 says of an object; None if there is none, or none that we may see.
+
+        :raises GptImgError: S3 does not answer, or not so.
+        """
+        try:
+            answer: dict[str, Any] = self._client.head_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED")
+        except (ClientError, BotoCoreError) as error:
+            # Without permission to list, S3 says 403 for what is not there.
+            if _status(error) in (403, 404):
+                return None
+            raise _verdict(error, f"S3 does not tell whether s3://{bucket}/{key} is there") from error
+        return answer
+
+    def put(self, bucket: str, key: str, content: Content, condition: Mapping[str, str]) -> str | None:
+        """Make an object in one request, and return its ETag; None if the condition does not hold.
+
+        :param condition: `{"IfNoneMatch": "*"}`, `{"IfMatch": etag}`, or empty.
+        :raises GptImgRequestError: S3 refuses it, and would again.
+        :raises GptImgError: S3 failed.
+        """
+        arguments = {
+            **self._put_arguments,
+            "Bucket": bucket,
+            "Key": key,
+            "ContentType": content.content_type,
+            "ContentLength": content.size,
+            "ChecksumSHA256": base64.b64encode(content.digest).decode(),
+            "Metadata": {**self._put_arguments.get("Metadata", {}), **content.metadata},
+            **condition,
+        }
+        uri = f"s3://{bucket}/{key}"
+        attempt = 0
+        while True:
+            attempt += 1
+            content.file.seek(0)
+            try:
+                return str(self._client.put_object(Body=content.file, **arguments)["ETag"]).strip('"')
+            except (ClientError, BotoCoreError) as error:
+                code = _code(error)
+                if code in ("PreconditionFailed", "412"):
+                    return None
+                if code == "NotImplemented" and not condition.keys().isdisjoint(arguments):
+                    self._log.warning("This S3 store knows no conditional writes: another writer of %s would win", uri)
+                    if "IfNoneMatch" in condition and self.head(bucket, key) is not None:
+                        return None
+                    arguments = {name: value for name, value in arguments.items() if name not in condition}
+                elif code in _WORTH_REPEATING and attempt < _PUT_ATTEMPTS:
+                    time.sleep(backoff(attempt, None, random.uniform))
+                else:
+                    raise _verdict(error, f"S3 does not take {uri}") from error
+
+
+def _code(error: Exception) -> str:
+    return str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))
+
+
+def _status(error: Exception) -> int:
+    return int(getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _verdict(error: Exception, what: str) -> GptImgError:
+    refused = 400 <= _status(error) < 500 and _code(error) not in _PASSING
+    kind = GptImgRequestError if refused or isinstance(error, ParamValidationError) else GptImgError
+    return kind(f"{what}: {error}")
