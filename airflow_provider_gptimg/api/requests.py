@@ -13,7 +13,14 @@ from typing import Any
 from airflow_provider_gptimg.api.tasks import CREDITS_PER_IMAGE
 from airflow_provider_gptimg.exceptions import GptImgRequestError
 
-__all__ = ["MAX_IMAGES", "MAX_REFERENCES", "ImageRequest", "check_on_unknown_submission", "split_s3_uri"]
+__all__ = [
+    "MAX_IMAGES",
+    "MAX_REFERENCES",
+    "ImageRequest",
+    "check_max_credits",
+    "check_on_unknown_submission",
+    "split_s3_uri",
+]
 
 MAX_IMAGES = 4
 MAX_REFERENCES = 4
@@ -33,6 +40,27 @@ def check_on_unknown_submission(policy: object) -> str | None:
         f"on_unknown_submission={policy!r} is not known: use 'fail' (a person decides whether to submit again) "
         "or 'resubmit' (the next attempt submits, and may pay twice)"
     )
+
+
+def check_max_credits(max_credits: object, credits: int, what: str = "this request") -> None:
+    """Refuse what would cost more than its author allowed.
+
+    :param max_credits: A whole number, also as text, as a template renders it; None: no limit.
+    :param credits: What it would cost.
+    :raises GptImgRequestError: It would cost more, or `max_credits` is no such number.
+    """
+    if max_credits is None:
+        return
+    limit = max_credits
+    if isinstance(limit, str) and re.fullmatch(r"\s*[0-9]{1,9}\s*", limit, re.ASCII):
+        limit = int(limit)
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
+        raise GptImgRequestError(f"max_credits={max_credits!r:.80} is not a whole number of credits, such as 100")
+    if credits > limit:
+        raise GptImgRequestError(
+            f"max_credits={limit} refuses {what}: it would cost {credits} credits, {CREDITS_PER_IMAGE} an image. "
+            "Nothing was sent; raise max_credits if that is right"
+        )
 
 
 def split_s3_uri(uri: str) -> tuple[str, str]:

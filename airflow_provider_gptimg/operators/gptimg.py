@@ -32,6 +32,8 @@ class GptImgSubmitOperator(BaseOperator):
     :param n: Number of images, 1 to 4; also as text (templated).
     :param reference_images: Up to 4 of `https://…`, `data:image/…` and `s3://bucket/key` (templated).
     :param extra_body: Further fields of the request's body, passed on untouched (templated).
+    :param max_credits: Refuse, before anything is sent, what would cost more; also as text; None: no limit
+        (templated).
     :param on_unknown_submission: What to do if a submit was sent and its outcome is unknown: `fail`, for a person
         to decide, or `resubmit` at the next attempt, which may pay twice. None: the connection's, else `fail`.
     :param gptimg_conn_id: Id of the connection (templated).
@@ -46,6 +48,7 @@ class GptImgSubmitOperator(BaseOperator):
         "n",
         "reference_images",
         "extra_body",
+        "max_credits",
         "gptimg_conn_id",
         "aws_conn_id",
     )
@@ -60,6 +63,7 @@ class GptImgSubmitOperator(BaseOperator):
         n: int | str = 1,
         reference_images: Sequence[str] | None = None,
         extra_body: dict[str, Any] | None = None,
+        max_credits: int | str | None = None,
         on_unknown_submission: str | None = None,
         gptimg_conn_id: str = "gptimg_default",
         aws_conn_id: str | None = "aws_default",
@@ -72,6 +76,7 @@ class GptImgSubmitOperator(BaseOperator):
         self.n = n
         self.reference_images = reference_images
         self.extra_body = extra_body
+        self.max_credits = max_credits
         self.on_unknown_submission = on_unknown_submission
         self.gptimg_conn_id = gptimg_conn_id
         self.aws_conn_id = aws_conn_id
@@ -98,7 +103,11 @@ class GptImgSubmitOperator(BaseOperator):
         return GptImgHook(self.gptimg_conn_id)
 
     def _obtain(self, context: Context) -> tuple[Submission, Accepted]:
-        from airflow_provider_gptimg.api.requests import ImageRequest, check_on_unknown_submission
+        from airflow_provider_gptimg.api.requests import (
+            ImageRequest,
+            check_max_credits,
+            check_on_unknown_submission,
+        )
         from airflow_provider_gptimg.submission import Submission
 
         hook = self._hook()
@@ -110,6 +119,7 @@ class GptImgSubmitOperator(BaseOperator):
                 reference_images=self.reference_images,
                 extra_body=self.extra_body,
             )
+            check_max_credits(self.max_credits, request.credits)
             on_unknown = check_on_unknown_submission(self.on_unknown_submission)
             on_unknown = on_unknown or hook.settings.on_unknown_submission or "fail"
         submission = Submission(context, self.log)
