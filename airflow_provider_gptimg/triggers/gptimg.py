@@ -130,6 +130,10 @@ class GptImgTaskTrigger(BaseTrigger):
         """Poll each task when it is due, until all are final, or `wake_after`, or time is up."""
         started = time.time()
         self._plan(wait, started)
+        uncounted = wait.deadline is None and self.timeout is not None
+        if uncounted:
+            # Until the tasks have told when they were submitted: a poll that hangs must not outlast the wait.
+            wait.deadline = started + (self.timeout or 0.0)
         polls: set[asyncio.Task[None]] = set()
         try:
             while polls or wait.next_at is not None:
@@ -147,8 +151,9 @@ class GptImgTaskTrigger(BaseTrigger):
                     done, polls = await asyncio.wait(polls, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
                     for poll in done:
                         poll.result()
-                    if wait.deadline is None and self.timeout is not None and not polls:
-                        wait.count_from_submission(self.timeout, since=started)
+                    if uncounted and not polls:
+                        uncounted = False
+                        wait.count_from_submission(self.timeout or 0.0, since=started)
                 else:
                     await asyncio.sleep(pause or 0.0)
         finally:
