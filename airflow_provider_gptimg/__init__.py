@@ -38,6 +38,11 @@ def get_provider_info() -> dict[str, Any]:
                 "python-module": "airflow_provider_gptimg.transfers.gptimg_to_s3",
             }
         ],
+        "extra-links": [
+            "airflow_provider_gptimg.links.gptimg.ImagesLink",
+            "airflow_provider_gptimg.links.gptimg.FirstImageLink",
+            "airflow_provider_gptimg.links.gptimg.S3ObjectsLink",
+        ],
         "task-decorators": [
             {"name": "gptimg", "class-name": "airflow_provider_gptimg.decorators.gptimg.gptimg_task"},
         ],

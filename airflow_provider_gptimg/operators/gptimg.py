@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator, conf
 
+from airflow_provider_gptimg.links.gptimg import FirstImageLink, ImagesLink
 from airflow_provider_gptimg.polling import DEFAULT_TIMEOUT
 from airflow_provider_gptimg.verdicts import airflow_verdict, retry_policy_argument
 
@@ -54,6 +55,7 @@ class GptImgSubmitOperator(BaseOperator):
     )
     template_fields_renderers = {"extra_body": "json"}  # noqa: RUF012 - Airflow's way
     ui_color = "#f3e8ff"
+    operator_extra_links = (ImagesLink(), FirstImageLink())
 
     def __init__(
         self,

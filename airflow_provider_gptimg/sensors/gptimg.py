@@ -19,6 +19,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgTaskFailedError, GptImgTimeoutError
+from airflow_provider_gptimg.links.gptimg import FirstImageLink, ImagesLink
 from airflow_provider_gptimg.polling import DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT
 from airflow_provider_gptimg.verdicts import airflow_verdict, retry_policy_argument
 
@@ -54,6 +55,7 @@ class GptImgTaskSensor(BaseSensorOperator):
 
     template_fields: Sequence[str] = ("gptimg_task_id", "gptimg_conn_id")
     ui_color = "#ede9fe"
+    operator_extra_links = (ImagesLink(), FirstImageLink())
 
     def __init__(
         self,

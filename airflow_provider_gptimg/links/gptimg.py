@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Links on task instances: to their images in the gallery, to the first image, and to the objects in S3.
+
+Airflow 3 asks for a link on the worker at the end of each leg of a task, so also when it defers; Airflow 2.11 asks
+when someone looks. No link ever holds a signature or a key, and none can fail a task.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import quote, urlsplit
+
+from airflow import __version__ as airflow_version
+from airflow.providers.common.compat.sdk import BaseOperatorLink, XCom, conf
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import BaseOperator, TaskInstanceKey
+
+__all__ = ["GALLERY_ROUTE", "FirstImageLink", "ImagesLink", "S3ObjectsLink", "link_xcoms"]
+
+GALLERY_ROUTE = "gptimg-images"
+"""Where the gallery stands among Airflow's pages, and on each task instance."""
+
+log = logging.getLogger(__name__)
+
+_AIRFLOW = tuple(int(part) for part in airflow_version.split(".")[:2])
+_CONSOLES = {"cn-": "console.amazonaws.cn", "us-gov-": "console.amazonaws-us-gov.com"}
+
+
+class _Link(BaseOperatorLink):
+    """A link that is left out rather than fail."""
+
+    name: ClassVar[str]
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
+        """Return the URL; empty if there is none, or none yet."""
+        try:
+            return self._url(operator, ti_key)
+        except Exception as error:
+            # Its text may hold what must not be logged; its type tells enough.
+            log.debug("No link %r for %s: %s", self.name, ti_key, type(error).__name__)
+            return ""
+
+    def _url(self, operator: Any, ti_key: Any) -> str:
+        raise NotImplementedError
+
+
+class ImagesLink(_Link):
+    """Opens the gallery for a task instance; before Airflow 3.1, which has no gallery, its XComs."""
+
+    name = "Images"
+
+    def _url(self, operator: Any, ti_key: Any) -> str:
+        return images_url(ti_key.dag_id, ti_key.run_id, ti_key.task_id, ti_key.map_index)
+
+
+class FirstImageLink(_Link):
+    """Opens the first image where the vendor hosts it, once the task has it."""
+
+    name = "First image"
+
+    def _url(self, operator: Any, ti_key: Any) -> str:
+        return first_image_url(XCom.get_value(ti_key=ti_key, key="return_value"))
+
+
+class S3ObjectsLink(_Link):
+    """Opens the mirrored objects in the S3 console, or at the store's endpoint; the folder while they are to come."""
+
+    name = "S3"
+
+    def _url(self, operator: Any, ti_key: Any) -> str:
+        from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+
+        objects = XCom.get_value(ti_key=ti_key, key="return_value")
+        if isinstance(objects, list) and objects:
+            bucket, key = objects[0]["bucket"], objects[0]["key"]
+        else:
+            from airflow_provider_gptimg.mirror import KeyPattern
+
+            pattern = KeyPattern(operator.s3_key, operator.s3_bucket)
+            bucket, key = pattern.bucket, ""
+            if pattern.folder:
+                key = f"{pattern.folder}/"
+        hook = S3Hook(aws_conn_id=operator.aws_conn_id, verify=operator.verify)
+        endpoint = hook.conn_config.get_service_endpoint_url("s3")
+        return s3_url(bucket, key, hook.conn_config.region_name, endpoint)
+
+
+def images_url(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
+    """Return where this Airflow shows a task instance's images.
+
+    :param map_index: -1 for a task that is not mapped.
+    """
+    dag, run, task = (quote(part, safe="") for part in (dag_id, run_id, task_id))
+    if _AIRFLOW < (3, 0):
+        base = conf.get("webserver", "base_url", fallback="").rstrip("/")
+        mapped = f"&map_index={map_index}" if map_index >= 0 else ""
+        return f"{base}/dags/{dag}/grid?dag_run_id={run}&task_id={task}{mapped}&tab=xcom"
+    base = conf.get("api", "base_url", fallback="").rstrip("/")
+    mapped = f"/mapped/{map_index}" if map_index >= 0 else ""
+    page = f"plugin/{GALLERY_ROUTE}" if _AIRFLOW >= (3, 1) else "xcom"
+    return f"{base}/dags/{dag}/runs/{run}/tasks/{task}{mapped}/{page}"
+
+
+def first_image_url(result: Any) -> str:
+    """Return the first hosted URL in a task's result; empty if it has none that may be shown."""
+    return next(filter(_may_be_shown, _hosted_urls(result)), "")
+
+
+def s3_url(bucket: str, key: str, region: str | None, endpoint: str | None) -> str:
+    """Return where a person finds an object or, for a key that ends in a slash or is empty, a folder.
+
+    :param endpoint: Of a store that is not AWS; None: AWS, whose console is meant.
+    """
+    if endpoint:
+        parts = urlsplit(endpoint)
+        host = parts.netloc.rpartition("@")[2]
+        return f"{parts.scheme}://{host}{parts.path.rstrip('/')}/{quote(bucket)}/{quote(key)}"
+    console = next((host for start, host in _CONSOLES.items() if (region or "").startswith(start)), None)
+    page = "buckets" if not key or key.endswith("/") else "object"
+    where = f"region={quote(region)}&" if region else ""
+    return (
+        f"https://{console or 'console.aws.amazon.com'}/s3/{page}/{quote(bucket)}?{where}prefix={quote(key, safe='')}"
+    )
+
+
+def link_xcoms(ti: Any, result: Any) -> Iterator[tuple[str, str]]:
+    """Yield XCom key and URL of each link for a task that ends in the triggerer, where Airflow asks for none.
+
+    :param ti: The task instance.
+    :param result: What it returns.
+    """
+    yield ImagesLink().xcom_key, images_url(ti.dag_id, ti.run_id, ti.task_id, ti.map_index)
+    yield FirstImageLink().xcom_key, first_image_url(result)
+
+
+def _hosted_urls(result: Any) -> Iterator[Any]:
+    for entry in result if isinstance(result, list) else [result]:
+        if isinstance(entry, Mapping):
+            for image in entry.get("images") or ():
+                yield image.get("url") if isinstance(image, Mapping) else None
+
+
+def _may_be_shown(url: Any) -> bool:
+    """Return whether a URL is one to open in a browser: a query may be a signature, user-info a password."""
+    if not isinstance(url, str):
+        return False
+    parts = urlsplit(url)
+    return parts.scheme in ("https", "http") and bool(parts.netloc) and "@" not in parts.netloc and not parts.query
