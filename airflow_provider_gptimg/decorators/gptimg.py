@@ -73,7 +73,8 @@ class _GptImgDecoratedOperator(DecoratedOperator, GptImgGenerateOperator):
         kwargs = determine_kwargs(self.python_callable, self.op_args, context)
         with airflow_verdict():
             self._take(self.python_callable(*self.op_args, **kwargs))
-        return super().execute(context)
+        # Past DecoratedOperator, which would split the result by `multiple_outputs`, and fails at that on Airflow 3.0.
+        return GptImgGenerateOperator.execute(self, context)
 
     def _take(self, returned: Any) -> None:
         from airflow_provider_gptimg.exceptions import GptImgRequestError
