@@ -35,6 +35,10 @@ class Origin:
     host: str
     port: int
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.port <= 65535:
+            raise ValueError(f"{self.port} is no port")
+
     @classmethod
     def of(cls, url: str) -> Origin:
         """Return the origin of an absolute http(s) URL.
@@ -47,13 +51,13 @@ class Origin:
         if parts.scheme not in _DEFAULT_PORTS:
             raise ValueError("it is neither https:// nor http://")
         if "@" in parts.netloc:
-            raise ValueError("it has user-info ('…@'); the key belongs into the password field")
+            raise ValueError("it has user-info ('…@')")
         host = (parts.hostname or "").rstrip(".")
         if ":" in host:
             host = str(ipaddress.IPv6Address(host))
         elif not _HOST_NAME.fullmatch(host):
             raise ValueError("it has no plain host name")
-        return cls(parts.scheme, host, parts.port or _DEFAULT_PORTS[parts.scheme])
+        return cls(parts.scheme, host, _DEFAULT_PORTS[parts.scheme] if parts.port is None else parts.port)
 
     @property
     def is_loopback(self) -> bool:
@@ -106,17 +110,14 @@ class ConnectionSettings:
         def wrong(name: str, value: object, way_out: str) -> GptImgRequestError:
             return GptImgRequestError(f"Connection {conn.conn_id!r}: {name}={value!r:.120} {way_out}")
 
-        def seconds(name: str, at_least: float) -> float | None:
+        def seconds(name: str) -> float | None:
             value = extra.get(name)
             if value is None or value == "":
                 return None
             try:
-                number = float(value)
-            except (TypeError, ValueError):
-                number = -1.0
-            if not at_least <= number < float("inf") or isinstance(value, bool):
-                raise wrong(name, value, f"is not a number of seconds of at least {at_least:g}")
-            return number
+                return _read_seconds(name, value)
+            except ValueError as error:
+                raise wrong(name, value, str(error)) from None
 
         base_url, origin = _read_base_url(conn)
         try:
@@ -124,11 +125,13 @@ class ConnectionSettings:
         except GptImgRequestError as error:
             raise GptImgRequestError(f"Connection {conn.conn_id!r}: {error.message}") from None
         reference_field = extra.get("reference_images_field") or "image_urls"
-        if not isinstance(reference_field, str):
-            raise wrong("reference_images_field", reference_field, "is no name of a JSON field")
+        if not isinstance(reference_field, str) or reference_field in ("prompt", "n", "aspect_ratio"):
+            raise wrong("reference_images_field", reference_field, "is no name of a JSON field for reference images")
         hosts = extra.get("media_hosts") or DEFAULT_MEDIA_HOSTS
         if isinstance(hosts, str):
             hosts = [host for host in re.split(r"[\s,]+", hosts) if host]
+        if not isinstance(hosts, list | tuple):
+            raise wrong("media_hosts", hosts, "is no list of host patterns")
         for host in hosts:
             if not isinstance(host, str) or not re.fullmatch(r"(\*\.)?[A-Za-z0-9.-]+(:[0-9]{1,5})?", host):
                 raise wrong("media_hosts", host, "is no host pattern such as 'cdn.example.com' or '*.example.com'")
@@ -137,9 +140,9 @@ class ConnectionSettings:
             base_url=base_url,
             origin=origin,
             api_key=_read_key(conn),
-            call_timeout=seconds("timeout", 0.001) or DEFAULT_CALL_TIMEOUT,
-            poll_interval=seconds("poll_interval", 0.001),
-            first_poll_after=seconds("first_poll_after", 0.0),
+            call_timeout=seconds("timeout") or DEFAULT_CALL_TIMEOUT,
+            poll_interval=seconds("poll_interval"),
+            first_poll_after=seconds("first_poll_after"),
             media_hosts=tuple(host.lower() for host in hosts),
             reference_images_field=reference_field,
             verify=_read_verify(extra.get("verify"), wrong),
@@ -147,12 +150,22 @@ class ConnectionSettings:
         )
 
     def schedule(self, poll_interval: float | None = None, first_poll_after: float | None = None) -> Schedule:
-        """Return when to poll: as the task says, else this connection, else the default."""
-        chosen = {
-            "poll_interval": poll_interval if poll_interval is not None else self.poll_interval,
-            "first_poll_after": first_poll_after if first_poll_after is not None else self.first_poll_after,
-        }
-        return Schedule(**{name: float(value) for name, value in chosen.items() if value is not None})
+        """Return when to poll: as the task says, else this connection, else the default.
+
+        :raises GptImgRequestError: What the task says is no number of seconds.
+        """
+        chosen = {}
+        for name, told, default in (
+            ("poll_interval", poll_interval, self.poll_interval),
+            ("first_poll_after", first_poll_after, self.first_poll_after),
+        ):
+            value = default if told is None else told
+            if value is not None:
+                try:
+                    chosen[name] = _read_seconds(name, value)
+                except ValueError as error:
+                    raise GptImgRequestError(f"{name}={value!r:.120} {error}") from None
+        return Schedule(**chosen)
 
     def check_media_url(self, url: str) -> str:
         """Return `url` if an image may be fetched from its host.
@@ -173,6 +186,18 @@ class ConnectionSettings:
         )
 
 
+def _read_seconds(name: str, value: Any) -> float:
+    """Return a number of seconds, also from text; only a first poll may come after none."""
+    at_least = 0.0 if name == "first_poll_after" else 0.001
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = -1.0
+    if not at_least <= number < float("inf") or isinstance(value, bool):
+        raise ValueError(f"is not a number of seconds of at least {at_least:g}")
+    return number
+
+
 def _shown(url: str) -> str:
     return repr(url.split("?", 1)[0][:200])
 
@@ -188,7 +213,8 @@ def _read_base_url(conn: Connection) -> tuple[str, Origin]:
     """Put scheme, host and port together as Airflow's `HttpHook` does, but with HTTPS as the default."""
 
     def refuse(why: str) -> GptImgRequestError:
-        shown = re.sub(r"//[^/]*@", "//***@", (conn.host or "").split("?", 1)[0].split("#", 1)[0])
+        # Without what may be a key in the wrong place.
+        shown = re.sub(r".*@", "***@", re.split(r"[?#]", conn.host or "", maxsplit=1)[0], flags=re.DOTALL)
         return GptImgRequestError(
             f"Connection {conn.conn_id!r}: host={shown!r:.200} is refused: {why}. It is the API's base URL, "
             f"as in {DEFAULT_BASE_URL!r}; leave it empty for that"
@@ -199,6 +225,8 @@ def _read_base_url(conn: Connection) -> tuple[str, Origin]:
         host = DEFAULT_BASE_URL if not conn.schema and not conn.port else urlsplit(DEFAULT_BASE_URL).netloc
     if "?" in host or "#" in host:
         raise refuse("it has a query string or a fragment")
+    if "@" in host:
+        raise refuse("it has user-info ('…@'); the key belongs into the password field")
     url = host if "://" in host else f"{conn.schema or 'https'}://{host}"
     try:
         parts = urlsplit(url)
