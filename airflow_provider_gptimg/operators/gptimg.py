@@ -129,6 +129,8 @@ class GptImgSubmitOperator(BaseOperator):
             accepted = submission.obtain(hook, request, on_unknown, self.aws_conn_id)
         if ti := context.get("ti"):
             ti.xcom_push(key="credits", value=accepted.charged)
+            # Rendered fields are kept for the latest runs only, and @task.gptimg has no such field.
+            ti.xcom_push(key="prompt", value=self.prompt)
         return submission, accepted
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_gptimg.api.tasks import COMPLETED, ImageTask
-from airflow_provider_gptimg.exceptions import GptImgError
+from airflow_provider_gptimg.api.tasks import COMPLETED, ImageTask, check_task_id
+from airflow_provider_gptimg.exceptions import GptImgError, GptImgRequestError
 from airflow_provider_gptimg.polling import Progress, Wait
 from airflow_provider_gptimg.telemetry import count_poll, span
 
@@ -128,6 +128,12 @@ class GptImgTaskTrigger(BaseTrigger):
 
     async def _wait(self, client: SharedClient, wait: Wait) -> str:
         """Poll each task when it is due, until all are final, or `wake_after`, or time is up."""
+        try:
+            for task_id in self._task_ids:
+                check_task_id(task_id)
+        except GptImgRequestError:
+            # Such as a list that Jinja made text of. The worker has the value itself: it waits, or says what is wrong.
+            return "unreadable"
         started = time.time()
         self._plan(wait, started)
         uncounted = wait.deadline is None and self.timeout is not None
@@ -198,15 +204,18 @@ class GptImgTaskTrigger(BaseTrigger):
         from airflow.providers.common.compat.sdk import XCom
         from asgiref.sync import sync_to_async
 
+        from airflow_provider_gptimg.links.gptimg import link_xcoms
+
         ti: Any = self.task_instance
-        await sync_to_async(XCom.set)(
-            key="return_value",
-            value=result,
-            dag_id=ti.dag_id,
-            task_id=ti.task_id,
-            run_id=ti.run_id,
-            map_index=ti.map_index,
-        )
+        for key, value in (("return_value", result), *link_xcoms(ti, result)):
+            await sync_to_async(XCom.set)(
+                key=key,
+                value=value,
+                dag_id=ti.dag_id,
+                task_id=ti.task_id,
+                run_id=ti.run_id,
+                map_index=ti.map_index,
+            )
 
 
 PAID_FOR = (
