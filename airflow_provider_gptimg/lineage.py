@@ -15,7 +15,8 @@ from airflow_provider_gptimg.download import without_query
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
-    from airflow_provider_gptimg.mirror import KeyPattern, MirroredObject
+    from airflow_provider_gptimg.destination import KeyPattern
+    from airflow_provider_gptimg.mirror import MirroredObject
 
 __all__ = ["describe_outlets", "openlineage_datasets", "report_to_collector"]
 
@@ -25,8 +26,9 @@ def describe_outlets(
     outlets: Iterable[Any],
     pattern: KeyPattern,
     objects: Sequence[MirroredObject],
+    manifest: str | None,
 ) -> None:
-    """Let the event of each asset among `outlets` carry the objects' URIs as `extra`.
+    """Let the event of each asset among `outlets` carry the objects' URIs as `extra`, and the manifest's if any.
 
     An alias stands for an asset that is known at run time only. Here that is the folder into which the key pattern
     writes, rather than each image, so that runs add events and not assets.
@@ -35,7 +37,9 @@ def describe_outlets(
     """
     if outlet_events is None:
         return
-    extra = {"uris": [mirrored.uri for mirrored in objects], "images": len(objects)}
+    extra: dict[str, Any] = {"uris": [mirrored.uri for mirrored in objects], "images": len(objects)}
+    if manifest:
+        extra["manifest"] = manifest
     for outlet in outlets:
         try:
             event = outlet_events[outlet]

@@ -22,6 +22,7 @@ from urllib.parse import quote
 from airflow_provider_gptimg.api.images import FORMATS, Pixels
 from airflow_provider_gptimg.api.protocol import backoff
 from airflow_provider_gptimg.api.tasks import Image, ImageTask
+from airflow_provider_gptimg.destination import KeyPattern
 from airflow_provider_gptimg.download import Download, Downloader, GoneError, TransientError, without_query
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgMediaError, GptImgRequestError
 from airflow_provider_gptimg.s3_store import Content, S3Store
@@ -29,65 +30,10 @@ from airflow_provider_gptimg.s3_store import Content, S3Store
 if TYPE_CHECKING:
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook
 
-__all__ = ["KeyPattern", "Mirror", "MirroredObject"]
+__all__ = ["Mirror", "MirroredObject"]
 
 _IN_MEMORY = 1024 * 1024
 _DOWNLOAD_ATTEMPTS = 4
-
-
-class KeyPattern:
-    """Where images go: an S3 key with `{task_id}`, `{index}` and `{ext}` in it.
-
-    :param s3_key: The pattern, or `s3://bucket/pattern`.
-    :param s3_bucket: The bucket, unless `s3_key` names it.
-    :raises GptImgRequestError: Names the argument, its value and the way out.
-    """
-
-    def __init__(self, s3_key: str, s3_bucket: str | None) -> None:
-        if not isinstance(s3_key, str) or not s3_key.strip():
-            raise GptImgRequestError(
-                f"s3_key={s3_key!r} is blank: use a pattern such as 'images/{{task_id}}/{{index}}{{ext}}'"
-            )
-        if s3_key.startswith("s3://"):
-            bucket, _, pattern = s3_key.removeprefix("s3://").partition("/")
-            if s3_bucket:
-                raise GptImgRequestError(
-                    f"s3_key={s3_key!r} names a bucket, and so does s3_bucket={s3_bucket!r}: drop one"
-                )
-        else:
-            bucket, pattern = s3_bucket or "", s3_key
-        if not bucket or not pattern:
-            raise GptImgRequestError(
-                f"s3_key={s3_key!r} and s3_bucket={s3_bucket!r} name no bucket and key: pass s3_bucket, or "
-                "s3_key='s3://bucket/pattern'"
-            )
-        self.bucket = bucket
-        self.pattern = pattern
-        try:
-            fields = {name for _, name, _, _ in string.Formatter().parse(pattern) if name is not None}
-            if unknown := fields - {"task_id", "index", "ext"}:
-                raise ValueError(f"it has {{{sorted(unknown)[0]}}}")
-            self.has_extension = "ext" in fields
-            self.key("task", 0, ".png")
-        except (ValueError, IndexError, KeyError) as error:
-            raise GptImgRequestError(
-                f"s3_key={s3_key!r} is no pattern: {error}. {{task_id}}, {{index}} and {{ext}} are known, and '{{{{' "
-                "stands for a brace"
-            ) from None
-
-    def key(self, task_id: str, index: int, extension: str) -> str:
-        """Return the key of one image.
-
-        :param index: From 0, in the order of the API's answer.
-        :param extension: With its dot.
-        """
-        return self.pattern.format(task_id=task_id, index=index, ext=extension)
-
-    @property
-    def folder(self) -> str:
-        """What all its keys start with, up to a slash, which is left out; empty if they share nothing."""
-        shared, *_ = next(iter(string.Formatter().parse(self.pattern)))
-        return shared.rpartition("/")[0]
 
 
 @dataclass(frozen=True)
@@ -289,7 +235,7 @@ class Mirror:
         etag = self._store.put(bucket, key, content, {} if self._replace else {"IfNoneMatch": "*"})
         if etag is None:
             # The key was taken meanwhile, perhaps by this very PUT, whose answer was lost.
-            known = _own(self._store.head(bucket, key) or {}, bucket, key, source)
+            known = _own(self._store.head(bucket, key, with_checksum=False) or {}, bucket, key, source)
             if known is None or known.sha256 != download.digest.hex():
                 raise self._taken(key)
             return known

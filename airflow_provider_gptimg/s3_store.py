@@ -41,6 +41,14 @@ _PASSING = _WORTH_REPEATING | {
     "TooManyRequests",
 }
 
+_ALSO_OF_HEAD = {
+    "ExpectedBucketOwner",
+    "RequestPayer",
+    "SSECustomerAlgorithm",
+    "SSECustomerKey",
+    "SSECustomerKeyMD5",
+}
+
 
 @dataclass(frozen=True)
 class Content:
@@ -68,15 +76,18 @@ class S3Store:
     def __init__(self, client: Any, put_arguments: Mapping[str, Any], log: Any) -> None:
         self._client = client
         self._put_arguments = put_arguments
+        self._head_arguments = {name: put_arguments[name] for name in _ALSO_OF_HEAD & put_arguments.keys()}
         self._log = log
 
-    def head(self, bucket: str, key: str) -> dict[str, Any] | None:
+    def head(self, bucket: str, key: str, *, with_checksum: bool = True) -> dict[str, Any] | None:
         """Return what S3 says of an object; None if there is none, or none that we may see.
 
+        :param with_checksum: For an object that is encrypted with a KMS key, that takes a permission more.
         :raises GptImgError: S3 does not answer, or not so.
         """
+        arguments = {**self._head_arguments, **({"ChecksumMode": "ENABLED"} if with_checksum else {})}
         try:
-            answer: dict[str, Any] = self._client.head_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED")
+            answer: dict[str, Any] = self._client.head_object(Bucket=bucket, Key=key, **arguments)
         except (ClientError, BotoCoreError) as error:
             # Without permission to list, S3 says 403 for what is not there.
             if _status(error) in (403, 404):

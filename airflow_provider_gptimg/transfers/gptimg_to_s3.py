@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator, conf
 
+from airflow_provider_gptimg.links.gptimg import ImagesLink, S3ObjectsLink
 from airflow_provider_gptimg.polling import DEFAULT_TIMEOUT
 from airflow_provider_gptimg.verdicts import airflow_verdict, retry_policy_argument
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from airflow.providers.openlineage.extractors import OperatorLineage
 
-    from airflow_provider_gptimg.mirror import KeyPattern, MirroredObject
+    from airflow_provider_gptimg.destination import Destination, KeyPattern
+    from airflow_provider_gptimg.mirror import MirroredObject
     from airflow_provider_gptimg.waiting import TaskWaiter
 
 __all__ = ["GptImgToS3Operator"]
@@ -29,7 +31,7 @@ class GptImgToS3Operator(BaseOperator):
     size are checked before one conditional PUT, whose checksum S3 verifies, makes it visible. A second run
     downloads nothing and says `skipped`. Of a list, what can be mirrored is, then the first failure is raised.
 
-    With `outlets`, the asset event's `extra` has the objects' `uris` and their number as `images`.
+    With `outlets`, the asset event's `extra` has the objects' `uris`, their number as `images`, and the `manifest`.
 
     :param gptimg_task_id: An image task's id, a finished task (dict), or a list of them, e.g. `submit.output`, also
         of a mapped submit (templated).
@@ -44,6 +46,8 @@ class GptImgToS3Operator(BaseOperator):
     :param max_image_bytes: Larger images are refused; at most 5 GiB.
     :param concurrency: Images under way at a time. Each needs 1 MiB of memory, and its size on disk.
     :param extra_args: Further arguments of S3's PutObject, e.g. `{"StorageClass": "STANDARD_IA"}` (templated).
+    :param manifest_key: Key of a JSON Lines object that lists the run's images, or an `s3://` URI, e.g.
+        `gptimg/manifests/{{ run_id }}.jsonl`; None: no manifest (templated).
     :param gptimg_conn_id: Id of the connection (templated).
     :param deferrable: Wait in the triggerer instead of on a worker.
     :param poll_interval: Seconds between polls; None: the connection's, else 5.
@@ -59,9 +63,11 @@ class GptImgToS3Operator(BaseOperator):
         "s3_bucket",
         "aws_conn_id",
         "extra_args",
+        "manifest_key",
         "gptimg_conn_id",
     )
     ui_color = "#e0e7ff"
+    operator_extra_links = (ImagesLink(), S3ObjectsLink())
 
     def __init__(
         self,
@@ -77,6 +83,7 @@ class GptImgToS3Operator(BaseOperator):
         max_image_bytes: int = 64 * 1024 * 1024,
         concurrency: int = 4,
         extra_args: dict[str, Any] | None = None,
+        manifest_key: str | None = None,
         gptimg_conn_id: str = "gptimg_default",
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         poll_interval: float | None = None,
@@ -97,6 +104,7 @@ class GptImgToS3Operator(BaseOperator):
         self.max_image_bytes = max_image_bytes
         self.concurrency = concurrency
         self.extra_args = extra_args
+        self.manifest_key = manifest_key
         self.gptimg_conn_id = gptimg_conn_id
         self.deferrable = deferrable
         self.poll_interval = poll_interval
@@ -138,11 +146,10 @@ class GptImgToS3Operator(BaseOperator):
 
     def _mirror_when_finished(self, context: Context, deadline: float | None = None) -> Any:
         from airflow_provider_gptimg.hooks.gptimg import GptImgHook
-        from airflow_provider_gptimg.lineage import describe_outlets
         from airflow_provider_gptimg.waiting import TaskWaiter
 
         with airflow_verdict():
-            pattern, put_arguments = self._check_destination()
+            destination = self._check_arguments()
             waiter = TaskWaiter(
                 GptImgHook(self.gptimg_conn_id),
                 self.gptimg_task_id,
@@ -159,14 +166,12 @@ class GptImgToS3Operator(BaseOperator):
                         kwargs={"deadline": waiter.wait.deadline},
                     )
                 waiter.hold()
-            objects = self._mirror(waiter, pattern, put_arguments)
-        describe_outlets(context.get("outlet_events"), self.outlets, pattern, objects)
-        return [mirrored.as_dict() for mirrored in objects]
+            return [mirrored.as_dict() for mirrored in self._mirror(waiter, destination, context)]
 
-    def _check_destination(self) -> tuple[KeyPattern, dict[str, Any]]:
-        """Return where objects go and how they are put; all that can be refused before a wait is refused here."""
+    def _check_arguments(self) -> Destination:
+        """Return where images go; all that can be refused before a wait is refused here."""
+        from airflow_provider_gptimg.destination import Destination
         from airflow_provider_gptimg.exceptions import GptImgRequestError
-        from airflow_provider_gptimg.mirror import KeyPattern
         from airflow_provider_gptimg.s3_store import SINGLE_PUT_LIMIT
 
         if not 0 < self.max_image_bytes <= SINGLE_PUT_LIMIT:
@@ -176,42 +181,45 @@ class GptImgToS3Operator(BaseOperator):
             )
         if self.concurrency < 1:
             raise GptImgRequestError(f"concurrency={self.concurrency!r} is less than 1 image at a time")
-        extra_args = self.extra_args or {}
-        if not isinstance(extra_args, Mapping):
-            raise GptImgRequestError(f"extra_args={extra_args!r:.120} is not a dict of PutObject arguments")
-        fixed = {"Bucket", "Key", "Body", "ContentLength", "ContentType", "ChecksumSHA256", "IfNoneMatch"}
-        if clash := sorted(fixed & set(extra_args)):
-            raise GptImgRequestError(f"extra_args sets {clash[0]!r}, which the transfer sets itself: leave it out")
-        put_arguments = dict(extra_args)
-        if self.encrypt:
-            put_arguments.setdefault("ServerSideEncryption", "AES256")
-        if self.acl_policy:
-            put_arguments["ACL"] = self.acl_policy
-        return KeyPattern(self.s3_key, self.s3_bucket), put_arguments
+        return Destination.check(
+            s3_key=self.s3_key,
+            s3_bucket=self.s3_bucket,
+            manifest_key=self.manifest_key,
+            encrypt=self.encrypt,
+            acl_policy=self.acl_policy,
+            extra_args=self.extra_args,
+        )
 
-    def _mirror(self, waiter: TaskWaiter, pattern: KeyPattern, put_arguments: dict[str, Any]) -> list[MirroredObject]:
+    def _mirror(self, waiter: TaskWaiter, destination: Destination, context: Context) -> list[MirroredObject]:
         """Mirror what is completed, then raise the first failure if there is one."""
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
         from airflow_provider_gptimg.api.tasks import ImageTask
         from airflow_provider_gptimg.exceptions import GptImgError
-        from airflow_provider_gptimg.lineage import report_to_collector
+        from airflow_provider_gptimg.lineage import describe_outlets, report_to_collector
+        from airflow_provider_gptimg.manifest import Manifest
         from airflow_provider_gptimg.mirror import Mirror
         from airflow_provider_gptimg.s3_store import S3Store
         from airflow_provider_gptimg.waiting import raise_failures
 
         outcomes = waiter.outcomes
+        tasks = {task_id: task for task_id, task in outcomes.items() if isinstance(task, ImageTask)}
+        pattern = destination.pattern
         s3 = S3Hook(aws_conn_id=self.aws_conn_id, verify=self.verify)
+        store = S3Store(s3.conn, destination.put_arguments, self.log)
+        manifest = destination.manifest and Manifest(store, *destination.manifest, context, replace=self.replace)
+        if manifest:
+            manifest.claim()
         with Mirror(
             waiter.hook,
-            S3Store(s3.conn, put_arguments, self.log),
+            store,
             pattern,
             replace=self.replace,
             max_image_bytes=self.max_image_bytes,
             concurrency=self.concurrency,
             log=self.log,
         ) as mirror:
-            copied = mirror.copy(task for task in outcomes.values() if isinstance(task, ImageTask))
+            copied = mirror.copy(tasks.values())
         objects = [mirrored for result in copied.values() if isinstance(result, list) for mirrored in result]
         self._lineage = pattern, objects
         report_to_collector(s3, objects)
@@ -219,6 +227,11 @@ class GptImgToS3Operator(BaseOperator):
             task_id: error for task_id, error in {**outcomes, **copied}.items() if isinstance(error, GptImgError)
         }
         raise_failures({**outcomes, **failures})
+        if manifest:
+            manifest.write(objects, tasks)
+        describe_outlets(
+            context.get("outlet_events"), self.outlets, pattern, objects, manifest.uri if manifest else None
+        )
         new = [mirrored for mirrored in objects if not mirrored.skipped]
         self.log.info(
             "Mirrored %d images, %d bytes, to s3://%s; %d were there already",

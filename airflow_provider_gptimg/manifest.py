@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The manifest: one JSON Lines object a run that lists what was mirrored, ready for DuckDB and Athena."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from io import BytesIO
+from typing import Any
+from urllib.parse import quote
+
+from airflow_provider_gptimg.api.tasks import CREDITS_PER_IMAGE, ImageTask
+from airflow_provider_gptimg.exceptions import GptImgError, GptImgRequestError
+from airflow_provider_gptimg.mirror import MirroredObject
+from airflow_provider_gptimg.s3_store import Content, S3Store
+
+__all__ = ["Manifest", "manifest_lines"]
+
+_WRITER = "gptimg-task-instance"
+
+
+class Manifest:
+    """An S3 object that one task instance writes, and writes anew when it runs again.
+
+    :param context: Of the task instance.
+    :param replace: Overwrite what another one has written there.
+    """
+
+    def __init__(self, store: S3Store, bucket: str, key: str, context: Mapping[str, Any], *, replace: bool) -> None:
+        self._store = store
+        self.bucket = bucket
+        self.key = key
+        self._writer = _writer(context)
+        self._replace = replace
+        self._condition: dict[str, str] = {}
+
+    @property
+    def uri(self) -> str:
+        """Its `s3://` URI."""
+        return f"s3://{self.bucket}/{self.key}"
+
+    def claim(self) -> None:
+        """Make sure that it may be written, before anything is downloaded for it.
+
+        :raises GptImgRequestError: Something else is there.
+        """
+        if self._replace:
+            return
+        there = self._store.head(self.bucket, self.key, with_checksum=False)
+        if there is None:
+            self._condition = {"IfNoneMatch": "*"}
+        elif self._is_ours(there):
+            self._condition = {"IfMatch": there["ETag"]}
+        else:
+            raise GptImgRequestError(
+                f"manifest_key: {self.uri} is there already, and is not by this task instance: put {{{{ run_id }}}} "
+                "into manifest_key (and {{ ti.map_index }} where the task is mapped), or set replace=True"
+            )
+
+    def write(self, objects: Iterable[MirroredObject], tasks: Mapping[str, ImageTask]) -> None:
+        """Make it visible, all at once.
+
+        :param tasks: By id, the image tasks that `objects` are of.
+        :raises GptImgError: S3 refused or failed, or somebody else wrote it meanwhile.
+        """
+        body = manifest_lines(objects, tasks)
+        digest = hashlib.sha256(body)
+        metadata = {_WRITER: self._writer, "gptimg-sha256": digest.hexdigest()}
+        content = Content(BytesIO(body), len(body), digest.digest(), "application/x-ndjson", metadata)
+        if self._store.put(self.bucket, self.key, content, self._condition) is None:
+            # Written meanwhile, perhaps by this very PUT, whose answer was lost.
+            there = self._store.head(self.bucket, self.key, with_checksum=False)
+            if not there or there.get("Metadata") != metadata:
+                raise GptImgError(f"{self.uri} was written by somebody else while images were mirrored")
+
+    def _is_ours(self, head: Mapping[str, Any]) -> bool:
+        return bool(self._writer) and (head.get("Metadata") or {}).get(_WRITER) == self._writer
+
+
+def manifest_lines(objects: Iterable[MirroredObject], tasks: Mapping[str, ImageTask]) -> bytes:
+    """Return a line of JSON for each image."""
+    return b"".join(json.dumps(_row(mirrored, tasks[mirrored.task_id])).encode() + b"\n" for mirrored in objects)
+
+
+def _row(mirrored: MirroredObject, task: ImageTask) -> dict[str, Any]:
+    width, height = mirrored.pixels or (None, None)
+    return {
+        "task_id": mirrored.task_id,
+        "index": mirrored.index,
+        "uri": mirrored.uri,
+        "size": mirrored.size,
+        "sha256": mirrored.sha256,
+        "content_type": mirrored.content_type,
+        "width": width,
+        "height": height,
+        "created_at": task.created_at,
+        "updated_at": task.updated_at,
+        "credits": CREDITS_PER_IMAGE,
+        "source_url": mirrored.source_url,
+        "skipped": mirrored.skipped,
+    }
+
+
+def _writer(context: Mapping[str, Any]) -> str:
+    """Return a name of the task instance, the same at each of its attempts; empty outside of one."""
+    ti = context.get("ti")
+    if ti is None:
+        return ""
+    # Quoted, since S3 takes ASCII only in metadata, and cut, since it takes 2 KB of it.
+    return quote(f"{ti.dag_id}/{ti.run_id}/{ti.task_id}/{ti.map_index}")[:1024]

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The manifest: what it says, when it is written, and that it overwrites nobody else's."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
+from mirroring_images import picture
+
+from airflow_provider_gptimg.exceptions import GptImgTaskFailedError
+
+KEY = "manifests/today.jsonl"
+
+
+def context_of(run_id: str = "monday", map_index: int = -1) -> dict[str, Any]:
+    """Return as much of a task instance's context as tells it from others."""
+    return {"ti": SimpleNamespace(dag_id="posters", run_id=run_id, task_id="mirror", map_index=map_index)}
+
+
+def rows(s3: Any, bucket: str = "images", key: str = KEY) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in s3.get_object(Bucket=bucket, Key=key)["Body"].read().splitlines()]
+
+
+def test_a_line_tells_all_about_an_image(emulator, s3, mirror):
+    content = picture((120, 80), "JPEG")
+    task_id = emulator.add_task(image_bytes=content, created_at=1_776_816_723.5)
+    (mirrored,) = mirror(task_id, context_of(), manifest_key=KEY)
+    (row,) = rows(s3)
+    assert row == {
+        "task_id": task_id,
+        "index": 0,
+        "uri": mirrored["uri"],
+        "size": len(content),
+        "sha256": mirrored["sha256"],
+        "content_type": "image/jpeg",
+        "width": 120,
+        "height": 80,
+        "created_at": "2026-04-22T00:12:03.500Z",
+        "updated_at": row["updated_at"],
+        "credits": 2,
+        "source_url": mirrored["source_url"],
+        "skipped": False,
+    }
+    assert row["updated_at"] > row["created_at"]
+    assert s3.head_object(Bucket="images", Key=KEY)["ContentType"] == "application/x-ndjson"
+
+
+def test_a_line_for_each_image_in_order(emulator, s3, mirror):
+    task_ids = [emulator.add_task(n=3), emulator.add_task(n=1)]
+    mirrored = mirror(task_ids, context_of(), manifest_key=KEY)
+    assert [row["uri"] for row in rows(s3)] == [found["uri"] for found in mirrored]
+    assert sum(row["credits"] for row in rows(s3)) == 8
+
+
+def test_it_may_be_in_another_bucket(emulator, s3, mirror):
+    s3.create_bucket(Bucket="catalogue")
+    mirror(emulator.add_task(), context_of(), manifest_key="s3://catalogue/runs/1.jsonl")
+    assert len(rows(s3, "catalogue", "runs/1.jsonl")) == 1
+
+
+def test_a_second_attempt_writes_it_anew(emulator, s3, mirror):
+    task_id = emulator.add_task(n=2)
+    mirror(task_id, context_of(), manifest_key=KEY)
+    first = rows(s3)
+    mirror(task_id, context_of(), manifest_key=KEY)
+    assert rows(s3) == [{**row, "skipped": True} for row in first]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [context_of(run_id="tuesday"), context_of(map_index=1), {}],
+    ids=["another run", "another mapped instance", "nobody known"],
+)
+def test_nobody_elses_manifest_is_overwritten(emulator, s3, mirror, other):
+    mirror(emulator.add_task(), context_of(), manifest_key=KEY)
+    first, calls = rows(s3), len(emulator.calls)
+    with pytest.raises(AirflowFailException, match="run_id"):
+        mirror(emulator.add_task(), other, manifest_key=KEY)
+    assert rows(s3) == first
+    assert not [call for call in emulator.calls[calls:] if "outputs" in call.path], "an image was downloaded for it"
+
+
+def test_replace_overwrites_it(emulator, s3, mirror):
+    mirror(emulator.add_task(n=2), context_of(), manifest_key=KEY)
+    mirror(emulator.add_task(), context_of("tuesday"), manifest_key=KEY, replace=True)
+    assert len(rows(s3)) == 1
+
+
+def test_there_is_none_for_a_run_that_failed(emulator, s3, mirror):
+    with pytest.raises(GptImgTaskFailedError):
+        mirror([emulator.add_task(), emulator.add_task(status="failed")], context_of(), manifest_key=KEY)
+    keys = [found["Key"] for found in s3.list_objects_v2(Bucket="images")["Contents"]]
+    assert len(keys) == 1
+    assert KEY not in keys
+
+
+@pytest.mark.parametrize("key", ["", " ", "s3://", "s3://bucket", "s3://bucket/", "manifests/{task_id}.jsonl", 7])
+def test_what_is_no_key_is_refused_before_anything_else(emulator, s3, mirror, key):
+    with pytest.raises(AirflowFailException, match="manifest_key"):
+        mirror(emulator.add_task(), context_of(), manifest_key=key)
+    assert not emulator.calls
+
+
+def test_duckdb_reads_it(emulator, s3, mirror, tmp_path):
+    """The query of the documentation, on a local copy."""
+    duckdb = pytest.importorskip("duckdb")
+    mirror([emulator.add_task(n=2), emulator.add_task()], context_of(), manifest_key="gptimg/manifests/a.jsonl")
+    mirror(emulator.add_task(), context_of("tuesday"), manifest_key="gptimg/manifests/b.jsonl")
+    for name in ("a.jsonl", "b.jsonl"):
+        s3.download_file("images", f"gptimg/manifests/{name}", str(tmp_path / name))
+    query = """
+        SELECT date_trunc('day', created_at) AS day, count(*) AS images, sum(credits) AS credits,
+               round(sum(size) / 1e6, 1) AS megabytes
+        FROM read_json('s3://images/gptimg/manifests/*.jsonl')
+        GROUP BY day ORDER BY day
+    """
+    found = duckdb.sql(query.replace("s3://images/gptimg/manifests", str(tmp_path))).fetchall()
+    assert [row[1:3] for row in found] == [(4, 8)]
