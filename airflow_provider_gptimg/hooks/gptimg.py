@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import httpx
-from airflow.providers.common.compat.sdk import BaseHook
+from airflow.providers.common.compat.sdk import BaseHook, mask_secret
 
 from airflow_provider_gptimg.api.protocol import (
     MAX_ATTEMPTS,
@@ -162,6 +162,7 @@ class GptImgHook(BaseHook):
                     raise GptImgRequestError(
                         f"reference_images: {reference} cannot be presigned with aws_conn_id={aws_conn_id!r}"
                     )
+                mask_secret(url)
                 references.append(url)
             else:
                 references.append(reference)
