@@ -208,4 +208,4 @@ def _renderable_in_triggerer(task_id: Any) -> Any:
     if operator is None or operator.is_mapped or operator.get_closest_mapped_task_group() is not None:
         return None
     pull = f"ti.xcom_pull(task_ids={operator.task_id!r}, key={key!r}, map_indexes=-1)"
-    return f"{{% set task = {pull} %}}{{{{ task if task is string else task['task_id'] }}}}"
+    return f"{{% set task = {pull} %}}{{{{ task['task_id'] if task is mapping else task }}}}"

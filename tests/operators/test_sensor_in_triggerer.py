@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from airflow.sdk import DAG
+from airflow.sdk import DAG, task
 from airflow.serialization.serialized_objects import BaseSerialization, DagSerialization
 from airflow.triggers.base import TaskSuccessEvent, TriggerEvent
 from attempts import fire
@@ -132,6 +132,24 @@ class TestFallBack:
         assert mapped is dag.get_task("wait")
         scheduled = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag)).get_task("wait")
         assert not scheduled.expand_start_from_trigger(context={})
+
+    @pytest.mark.parametrize("native", [False, True], ids=["text", "native"])
+    def test_for_an_xcom_that_proves_to_be_a_list(self, emulator, instance, dag, native):
+        """Jinja can only make text of it there, so the trigger wakes a worker, which has the list."""
+        dag.render_template_as_native_obj = native
+        ids = [emulator.add_task(polls=2), emulator.add_task()]
+
+        @task
+        def choose():
+            return ids
+
+        operator = sensor(choose())
+        trigger = started(operator, choose=ids)
+        event = asyncio.run(fire(trigger))
+        assert event["status"] not in ("finished", "timeout", "error")
+        operator.gptimg_task_id = ids
+        operator.execute = lambda context: operator.execute_complete(context, event)
+        assert [one["task_id"] for one in instance.attempt(operator)] == ids
 
     def test_defers_and_says_so(self, emulator, instance, log):
         instance.attempt(sensor({"task_id": emulator.add_task(polls=2)}))
