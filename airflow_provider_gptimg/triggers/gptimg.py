@@ -129,8 +129,8 @@ class GptImgTaskTrigger(BaseTrigger):
     async def _wait(self, client: SharedClient, wait: Wait) -> str:
         """Poll each task when it is due, until all are final, or `wake_after`, or time is up."""
         try:
-            for task_id in self._task_ids:
-                check_task_id(task_id)
+            for given in self._task_ids:
+                check_task_id(given)
         except GptImgRequestError:
             # Such as a list that Jinja made text of. The worker has the value itself: it waits, or says what is wrong.
             return "unreadable"
