@@ -73,9 +73,12 @@ class SubmissionRecord:
         """
         if not isinstance(value, Mapping):
             value = {}
-        task_id, delivered = value.get("task_id"), value.get("delivered_max_tries")
+        fingerprint, task_id = value.get("fingerprint"), value.get("task_id")
+        delivered = value.get("delivered_max_tries")
+        if not isinstance(fingerprint, str):
+            fingerprint, task_id = "", None  # whether the request was changed cannot be told either
         return cls(
-            fingerprint=str(value.get("fingerprint")),
+            fingerprint=fingerprint,
             credits=_number(value.get("credits")),
             submitted_at=float(_number(value.get("submitted_at"))),
             max_tries=int(_number(value.get("max_tries"))),
@@ -85,7 +88,7 @@ class SubmissionRecord:
 
 
 def _number(value: Any) -> Any:
-    return value if isinstance(value, (int, float)) else 0
+    return value if isinstance(value, (int, float)) and 0 <= value < 1e11 else 0
 
 
 class Decision(Enum):
