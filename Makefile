@@ -3,16 +3,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+COMPAT := 2.11 3.0
 # Trust the machine's certificate store, as pip and curl do: uv alone would not.
 export UV_SYSTEM_CERTS := 1
 # Compiled once at installation; else each of Airflow's processes compiles all of it anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test check lock clean help
+.PHONY: setup demo test chaos compat bench check lock clean help
 
 help:
 	@echo "make demo    run an example DAG on a throw-away Airflow with a stand-in API and S3"
 	@echo "make test    all tests but the long random kills"
+	@echo "make chaos   minutes of random kills"
+	@echo "make compat  one DAG of all classes on the oldest supported Airflows"
 	@echo "make check   lint, format and types"
 	@echo "make lock    resolve requirements.lock anew"
 
@@ -30,7 +33,19 @@ demo: $(READY)
 	$(BIN)/python -m airflow_provider_gptimg.sandbox $(if $(KEEP),--keep)
 
 test: $(READY)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not chaos" $(PYTEST_ARGS)
+
+chaos: $(READY)
+	$(BIN)/python -m pytest -m chaos $(PYTEST_ARGS)
+
+compat: $(READY) $(COMPAT:%=compat-%)
+
+compat-%: $(READY)
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-$*
+	$(BIN)/uv pip install --quiet --python .venv-$*/bin/python --require-hashes --compile-bytecode \
+		-r tests/compat/airflow-$*.lock
+	$(BIN)/uv pip install --quiet --python .venv-$*/bin/python --no-deps --no-build-isolation --editable .
+	.venv-$*/bin/python -m pytest tests/compat
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -44,4 +59,4 @@ lock: $(READY)
 		--output-file requirements.lock
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache gptimg-out
+	rm -rf .venv .venv-* build dist .pytest_cache .mypy_cache .ruff_cache gptimg-out

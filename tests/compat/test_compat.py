@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same DAG on every supported Airflow: `make test` runs it on the newest, `make compat` on the older ones."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def test_a_dag_of_all_classes_runs(airflow_db, emulator, s3, connect, monkeypatch):
+    connect(emulator, poll_interval=0.3, first_poll_after=0.3)
+    dags = Path(airflow_db) / "dags"
+    dags.mkdir(exist_ok=True)
+    shutil.copy(HERE / "dag_of_all_classes.py", dags / "gptimg_compat.py")
+    monkeypatch.syspath_prepend(str(dags))
+    try:
+        import gptimg_compat
+
+        run = gptimg_compat.dag.test()
+        assert {(ti.task_id, ti.map_index): str(ti.state) for ti in run.get_task_instances()} == {
+            ("submit", 0): "success",
+            ("submit", 1): "success",
+            ("wait", -1): "success",
+            ("mirror", -1): "success",
+            ("generate", -1): "success",
+            ("picture", -1): "success",
+        }
+    finally:
+        (dags / "gptimg_compat.py").unlink()
+        sys.modules.pop("gptimg_compat", None)
+
+    assert sum(entry.credits for entry in emulator.ledger) == 2 + 2 + 2 + 4
+    assert {task.request["prompt"] for task in emulator.tasks} == {"a", "b", "c", "{{ kept }}"}
+    stored = [
+        s3.get_object(Bucket="images", Key=entry["Key"])["Body"].read()
+        for entry in s3.list_objects_v2(Bucket="images")["Contents"]
+    ]
+    mapped = [image for task in emulator.tasks if task.prompt in ("a", "b") for image in task.images]
+    assert sorted(stored) == sorted(mapped)
