@@ -154,9 +154,10 @@ class GptImgTaskTrigger(BaseTrigger):
                 until = [at for at in (next_at, wait.deadline) if at is not None]
                 pause = max(0.0, min(until) - now) if until else None
                 if polls:
-                    done, polls = await asyncio.wait(polls, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+                    done, _ = await asyncio.wait(polls, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
                     for poll in done:
                         poll.result()
+                    polls -= done
                     if uncounted and not polls:
                         uncounted = False
                         wait.count_from_submission(self.timeout or 0.0, since=started)
@@ -165,6 +166,8 @@ class GptImgTaskTrigger(BaseTrigger):
         finally:
             for poll in polls:
                 poll.cancel()
+            # One error is enough: asyncio would log each that nobody took.
+            await asyncio.gather(*polls, return_exceptions=True)
         return "finished"
 
     def _plan(self, wait: Wait, now: float) -> None:
