@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts the gallery among Airflow's pages: into the navigation, and as a tab of each task instance.
+
+Every process of Airflow loads its plugins, so this imports next to nothing; the API server alone makes the app.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cached_property
+from typing import Any
+from urllib.parse import urlsplit
+
+from airflow import __version__ as airflow_version
+from airflow.providers.common.compat.sdk import AirflowPlugin, conf
+
+from airflow_provider_gptimg.links.gptimg import GALLERY_ROUTE
+
+__all__ = ["GptImgGalleryPlugin"]
+
+_PREFIX = "/gptimg"
+
+_HAS_GALLERY = tuple(int(part) for part in airflow_version.split(".")[:2]) >= (3, 1)
+
+log = logging.getLogger(__name__)
+
+
+class GptImgGalleryPlugin(AirflowPlugin):
+    """The gallery; on Airflow before 3.1 nothing but a line in the log."""
+
+    name = "gptimg_gallery"
+
+    @classmethod
+    def on_load(cls, *args: Any, **kwargs: Any) -> None:
+        """Say so where there is no gallery."""
+        if not _HAS_GALLERY:
+            log.info("No gallery of generated images: Airflow %s cannot show it, 3.1 and newer can", airflow_version)
+
+    @cached_property
+    def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """What the API server mounts."""
+        if not _HAS_GALLERY:
+            return []
+        from airflow_provider_gptimg.gallery.app import make_app
+
+        return [{"app": make_app(), "url_prefix": _PREFIX, "name": "Generated images"}]
+
+    @cached_property
+    def external_views(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """Where the page is shown."""
+        if not _HAS_GALLERY:
+            return []
+        page = urlsplit(conf.get("api", "base_url", fallback="")).path.rstrip("/") + f"{_PREFIX}/"
+        icons = {"icon": f"{page}icon.svg", "icon_dark_mode": f"{page}icon-dark.svg"}
+        task_instance = "dag_id={DAG_ID}&run_id={RUN_ID}&task_id={TASK_ID}&map_index={MAP_INDEX}"
+        return [
+            {
+                "name": "Generated images",
+                "href": page,
+                "destination": "nav",
+                "category": "browse",
+                "url_route": "gptimg-gallery",
+                **icons,
+            },
+            {
+                "name": "Images",
+                "href": f"{page}?{task_instance}",
+                "destination": "task_instance",
+                "url_route": GALLERY_ROUTE,
+                **icons,
+            },
+        ]

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+// The page: which run is looked at, and how it is kept fresh.
+
+import * as airflow from "./airflow.js";
+import { byId, counted, make } from "./dom.js";
+import { Grid, taskName } from "./grid.js";
+import "./theme.js";
+import { Viewer } from "./viewer.js";
+
+const OLDER = "older runs";
+const FINAL = ["success", "failed"];
+
+const asked = new URLSearchParams(location.search);
+const number = (text) => (/^\d+$/.test(text ?? "") ? Number(text) : -1);
+
+const view = {
+  dagId: asked.get("dag_id"),
+  runId: asked.get("run_id"),
+  // On a task instance's own page: only its images.
+  only: asked.has("task_id") ? { task_id: asked.get("task_id"), map_index: number(asked.get("map_index")) } : null,
+  state: "all",
+  tiles: [],
+};
+
+const grid = new Grid((tile) => viewer.open(view.dagId, view.runId, tile));
+const viewer = new Viewer(
+  () => view.tiles.filter((tile) => tile.state !== "pending" && (view.state === "all" || tile.state === view.state)),
+  (tile) => grid.reason(tile),
+);
+
+let timer;
+let turn = 0;
+
+async function load() {
+  clearTimeout(timer);
+  turn += 1;
+  const mine = turn;
+  const { dagId, runId } = view;
+  try {
+    const [run, tiles] = await Promise.all([airflow.run(dagId, runId), airflow.tiles(dagId, runId)]);
+    if (mine !== turn) return; // another run was chosen meanwhile
+    show(run, tiles);
+    plan(run);
+  } catch (error) {
+    if (mine === turn) refuse(error);
+  }
+}
+
+function show(run, tiles) {
+  const { only } = view;
+  // Of a mapped task, Airflow shows the task as a whole too: then no index is known.
+  const isIts = (place) =>
+    place === `${only.task_id}:${only.map_index}` || (only.map_index < 0 && place.startsWith(`${only.task_id}:`));
+  view.tiles = only ? tiles.filter((tile) => tile.seen_by.some(isIts)) : tiles;
+  byId("grid").setAttribute("aria-busy", "false");
+  grid.update(view.dagId, view.runId, view.tiles);
+  grid.filter(view.state);
+  count(run);
+  notifyIfEmpty(run);
+}
+
+function count(run) {
+  const counts = { all: view.tiles.length, ready: 0, pending: 0, failed: 0 };
+  for (const { state } of view.tiles) counts[state] += 1;
+  for (const [state, n] of Object.entries(counts)) document.querySelector(`[data-count=${state}]`).textContent = n;
+  const credits = view.tiles.reduce((sum, tile) => sum + (tile.credits ?? 0), 0);
+  const said = view.tiles.length ? `${counted(counts.ready, "image")} · ${counted(credits, "credit")}` : "";
+  const summary = byId("summary");
+  // Said aloud when it changes, so it must not be set without need.
+  if (summary.textContent !== said) summary.textContent = said;
+  byId("live").hidden = FINAL.includes(run.state) && !counts.pending;
+}
+
+/** Look again soon while there is something to wait for, and less often the more there is to fetch. */
+function plan(run) {
+  if (FINAL.includes(run.state) && !view.tiles.some(({ state }) => state === "pending")) return;
+  // A run may be over while images are still pending, as when a wait failed: no hurry then.
+  const seconds = FINAL.includes(run.state) ? 30 : 2 + view.tiles.length / 100;
+  timer = setTimeout(() => (document.hidden ? onceVisible() : load()), seconds * 1000);
+}
+
+function onceVisible() {
+  document.addEventListener("visibilitychange", load, { once: true });
+}
+
+function notify(title, text, again = null) {
+  byId("notice").hidden = !title;
+  byId("notice-title").textContent = title;
+  byId("notice-text").textContent = text;
+  byId("retry").hidden = !again;
+  byId("retry").onclick = again;
+}
+
+function notifyIfEmpty(run) {
+  const inSight = view.tiles.filter(({ state }) => view.state === "all" || state === view.state).length;
+  if (inSight) notify("", "");
+  else if (view.tiles.length) notify(`No ${view.state} images`, "Choose another state to see the others.");
+  else if (FINAL.includes(run.state)) notify("No images", `This ${view.only ? "task" : "run"} made none.`);
+  else notify("No images yet", "They appear here as soon as a task asks for them.");
+}
+
+function refuse(error) {
+  const status = error.status;
+  if (status === undefined) {
+    // Airflow does not answer, for a moment perhaps: what is shown stays.
+    timer = setTimeout(load, 10_000);
+    if (view.tiles.length) return;
+    return notify("Airflow does not answer", "It is asked again every ten seconds.", load);
+  }
+  clear();
+  if (status === 401) notify("You are not logged in", "Log in to Airflow, then come back.", start);
+  else if (status === 403) notify("No access", "Airflow does not let you see the images of this DAG.");
+  else if (status === 404) notify("No such run", "It may have been deleted.");
+  else notify("Something went wrong", `Airflow answered with status ${status}.`, start);
+}
+
+function clear() {
+  view.tiles = [];
+  grid.update("", "", []);
+  byId("grid").setAttribute("aria-busy", "false");
+  byId("summary").textContent = "";
+  byId("live").hidden = true;
+  for (const element of document.querySelectorAll("[data-count]")) element.textContent = "";
+}
+
+async function start() {
+  notify("", "");
+  byId("grid").setAttribute("aria-busy", "true");
+  if (view.only) return load();
+  try {
+    const [latest, listed] = await Promise.all([airflow.latestRuns(), airflow.dags()]);
+    byId("find-field").hidden = listed.total_entries <= listed.dags.length;
+    view.dagId ??= latest[0]?.dag_id ?? listed.dags[0]?.dag_id;
+    offerDags(latest, listed.dags);
+    if (!view.dagId) return notify("No DAGs", "There is none that you may see.");
+    view.runId ??= latest.find(({ dag_id }) => dag_id === view.dagId)?.run_id;
+    await chooseDag(view.dagId, view.runId);
+  } catch (error) {
+    refuse(error);
+  }
+}
+
+function offerDags(latest, listed) {
+  const recent = [...new Set([...latest.map(({ dag_id }) => dag_id), ...(view.dagId ? [view.dagId] : [])])];
+  const others = listed.map(({ dag_id }) => dag_id).filter((id) => !recent.includes(id));
+  const group = (label, ids) =>
+    ids.length ? make("optgroup", { label }, ...ids.map((id) => make("option", { value: id }, id))) : null;
+  const groups = [group("With images lately", recent), group("All DAGs", others)];
+  byId("dag").replaceChildren(...groups.filter(Boolean));
+  if (view.dagId) byId("dag").value = view.dagId;
+}
+
+async function chooseDag(dagId, runId = null) {
+  [view.dagId, view.runId] = [dagId, runId];
+  byId("run").replaceChildren();
+  await offerRuns();
+  if (view.runId) return load();
+  clearTimeout(timer);
+  turn += 1;
+  clear();
+  notify("No runs", "This DAG has not run yet.");
+}
+
+async function offerRuns() {
+  const list = byId("run");
+  const offset = list.querySelectorAll("option[data-listed]").length;
+  const { dag_runs: found, total_entries: total } = await airflow.runs(view.dagId, offset);
+  list.querySelector(`option[value="${OLDER}"]`)?.remove();
+  const option = (id, label, listed) => make("option", { value: id, "data-listed": listed && "" }, label);
+  for (const run of found) {
+    const when = run.run_after ? new Date(run.run_after).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }) : "";
+    if (![...list.options].some(({ value }) => value === run.dag_run_id)) {
+      list.append(option(run.dag_run_id, `${when} · ${run.dag_run_id}`, true));
+    }
+  }
+  if (offset + found.length < total) list.append(option(OLDER, "Older runs …", false));
+  view.runId ??= found[0]?.dag_run_id;
+  if (view.runId && ![...list.options].some(({ value }) => value === view.runId)) {
+    list.prepend(option(view.runId, view.runId, false));
+  }
+  if (view.runId) list.value = view.runId;
+}
+
+function listen() {
+  byId("filters").addEventListener("submit", (event) => event.preventDefault());
+  byId("dag").addEventListener("change", ({ target }) => chooseDag(target.value).catch(refuse));
+  byId("run").addEventListener("change", ({ target }) => {
+    if (target.value === OLDER) return offerRuns().catch(refuse);
+    view.runId = target.value;
+    return load();
+  });
+  byId("states").addEventListener("change", ({ target }) => {
+    view.state = target.value;
+    grid.filter(view.state);
+    notifyIfEmpty({ state: "success" });
+  });
+  let typing;
+  byId("find").addEventListener("input", ({ target }) => {
+    clearTimeout(typing);
+    typing = setTimeout(async () => offerDags([], (await airflow.dags(target.value)).dags), 300);
+  });
+}
+
+if (view.only) {
+  byId("dag-field").hidden = true;
+  byId("run-field").hidden = true;
+  byId("title").textContent = `Images of ${taskName(view.only)}`;
+}
+listen();
+start();

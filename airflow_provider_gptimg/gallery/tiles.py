@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What there is to see of a run: one tile an image, whichever of its tasks told of it; pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from airflow_provider_gptimg.api.tasks import COMPLETED, CREDITS_PER_IMAGE
+
+__all__ = ["Picture", "Record", "find_picture", "make_tiles"]
+
+# A rendered XCom may be text that describes it.
+_TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]*")
+_FAILED = {"failed", "upstream_failed"}
+_SETTLED = {"success", "skipped", "removed"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What Airflow knows of a task instance.
+
+    :param state: Airflow's; None: not scheduled yet.
+    :param fields: Its rendered template fields; empty where Airflow keeps them no longer.
+    :param result: What it returned; None: nothing, or nothing yet.
+    :param prompt: Of what it submitted; None: unknown.
+    :param listed: What the manifest lists that its result names.
+    """
+
+    task_id: str
+    map_index: int
+    state: str | None
+    try_number: int
+    operator: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    result: Any = None
+    prompt: str | None = None
+    listed: Sequence[Any] = ()
+
+    @property
+    def submits(self) -> bool:
+        """Whether it asks for images, rather than waits for them."""
+        return "Batch" in self.operator or not self.operator.endswith(("Sensor", "ToS3Operator"))
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Where the bytes of an image are.
+
+    :param url: Where the vendor hosts it.
+    :param bucket: Of its object in S3, likewise `key`; None: it has none.
+    :param version: Changes when the bytes do.
+    """
+
+    image_task: str
+    index: int
+    url: str | None = None
+    bucket: str | None = None
+    key: str | None = None
+    size: int | None = None
+    content_type: str | None = None
+    version: str | None = None
+
+
+def find_picture(record: Record, image_task: str, index: int) -> Picture | None:
+    """Return the picture that a task instance's XCom names; None if it names none such."""
+    for picture in _pictures(record):
+        if (picture.image_task, picture.index) == (image_task, index):
+            return picture
+    return None
+
+
+@dataclass
+class _Entry:
+    """An image task, or a submit that has none yet.
+
+    :param origin: The record that told of it first.
+    :param n: How many images it makes.
+    :param failure: The record that says why there are none, or none in S3.
+    """
+
+    origin: Record
+    n: int
+    prompt: str | None
+    image_task: str | None = None
+    pictures: dict[int, tuple[Picture, Record]] = field(default_factory=dict)
+    records: list[Record] = field(default_factory=list)
+    failure: Record | None = None
+
+    @property
+    def indices(self) -> Sequence[int]:
+        """Which images there are, or are to be."""
+        return sorted(self.pictures) or range(1 if self.failure else self.n)
+
+    @property
+    def is_in_s3(self) -> bool:
+        """Whether there are pictures, all of them in S3."""
+        return bool(self.pictures) and all(picture.bucket for picture, _ in self.pictures.values())
+
+
+def make_tiles(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """Return the tiles of a run as JSON values, in an order that stays.
+
+    Images that a submit, a wait and a transfer tell of are one tile; a picture in S3 wins over the hosted one.
+    """
+    ordered = sorted(records, key=lambda record: (not record.submits, record.task_id, record.map_index))
+    run = _Run()
+    for record in ordered:
+        run.add_results(record)
+    for record in ordered:
+        if record.state in _FAILED or (record.result is None and record.state not in _SETTLED):
+            (run.add_unfinished_submit if record.submits else run.add_unfinished_wait)(record)
+    place = {(record.task_id, record.map_index): number for number, record in enumerate(ordered)}
+    run.entries.sort(key=lambda entry: place[entry.origin.task_id, entry.origin.map_index])
+    return [_tile(entry, index) for entry in run.entries for index in entry.indices]
+
+
+class _Run:
+    """The image tasks of a run, as one record after another tells of them."""
+
+    def __init__(self) -> None:
+        self.entries: list[_Entry] = []
+        self._by_image_task: dict[str, _Entry] = {}
+
+    def add_results(self, record: Record) -> None:
+        """Take in what a task instance returned."""
+        for image_task in _image_tasks(record):
+            self._entry(image_task, record).records.append(record)
+        for picture in _pictures(record):
+            pictures = self._by_image_task[picture.image_task].pictures
+            if picture.index not in pictures or not pictures[picture.index][0].bucket:
+                pictures[picture.index] = (picture, record)
+
+    def add_unfinished_submit(self, record: Record) -> None:
+        """Take in a submit that has nothing to show, or not yet."""
+        failure = record if record.state in _FAILED else None
+        self.entries.append(_Entry(record, _count(record), record.prompt, records=[record], failure=failure))
+
+    def add_unfinished_wait(self, record: Record) -> None:
+        """Take in a wait or a transfer that goes on or has failed: it is about what others have submitted."""
+        about = [self._entry(image_task, record) for image_task in _ids(record.fields.get("gptimg_task_id"))]
+        if not about:
+            # What was mapped is rendered to text that names no ids: then it is about its neighbours.
+            group = record.task_id.rpartition(".")[0]
+            about = [entry for entry in self.entries if entry.origin.task_id.rpartition(".")[0] == group]
+        for entry in about:
+            entry.records.append(record)
+        if record.state not in _FAILED:
+            return
+        if record.operator.endswith("ToS3Operator"):
+            failed = [entry for entry in about if not entry.is_in_s3]
+        else:
+            failed = [entry for entry in about if not entry.pictures]
+        for entry in failed:
+            entry.failure = entry.failure or record
+        if not about and record.state == "failed":
+            self.entries.append(_Entry(record, 1, None, records=[record], failure=record))
+
+    def _entry(self, image_task: str, record: Record) -> _Entry:
+        if image_task not in self._by_image_task:
+            entry = _Entry(record, _count(record), record.prompt, image_task)
+            self._by_image_task[image_task] = entry
+            self.entries.append(entry)
+        return self._by_image_task[image_task]
+
+
+def _tile(entry: _Entry, index: int) -> dict[str, Any]:
+    origin = entry.origin
+    tile: dict[str, Any] = {
+        "id": f"{origin.task_id}:{origin.map_index}:{entry.image_task if not origin.submits else ''}:{index}",
+        "state": "pending",
+        "prompt": entry.prompt,
+        "image_task": entry.image_task,
+        "index": index,
+        "task_id": origin.task_id,
+        "map_index": origin.map_index,
+        "airflow_state": origin.state,
+        "seen_by": sorted({f"{record.task_id}:{record.map_index}" for record in entry.records}),
+    }
+    if index in entry.pictures:
+        picture, source = entry.pictures[index]
+        tile |= {
+            "state": "ready",
+            "source": {"task_id": source.task_id, "map_index": source.map_index},
+            "uri": f"s3://{picture.bucket}/{picture.key}" if picture.bucket else None,
+            "size": picture.size,
+            "content_type": picture.content_type,
+            "version": picture.version,
+            "credits": CREDITS_PER_IMAGE,
+        }
+    if entry.failure:
+        failure = entry.failure
+        tile["failure"] = {
+            "task_id": failure.task_id,
+            "map_index": failure.map_index,
+            "try_number": failure.try_number,
+            "upstream": failure.state == "upstream_failed",
+        }
+        if index not in entry.pictures:
+            tile["state"] = "failed"
+    return tile
+
+
+def _count(record: Record) -> int:
+    """Return how many images a submit was asked for, as far as that is known."""
+    n = str(record.fields.get("n", 1))
+    return int(n) if n in ("1", "2", "3", "4") else 1
+
+
+def _entries(record: Record) -> Iterator[Any]:
+    yield from record.result if isinstance(record.result, list) else [record.result]
+    yield from record.listed
+
+
+def _ids(value: Any) -> Iterator[str]:
+    for entry in value if isinstance(value, list) else [value]:
+        image_task = entry.get("task_id") if isinstance(entry, Mapping) else entry
+        if isinstance(image_task, str) and _TASK_ID.fullmatch(image_task):
+            yield image_task
+
+
+def _image_tasks(record: Record) -> Iterator[str]:
+    """Yield the ids of the image tasks that a task instance tells of, each once."""
+    told: dict[str, None] = {}
+    for entry in _entries(record):
+        if isinstance(entry, str) and record.submits:
+            told[entry] = None
+        elif isinstance(entry, Mapping) and isinstance(entry.get("task_id"), str):
+            told[entry["task_id"]] = None
+    yield from told
+
+
+def _pictures(record: Record) -> Iterator[Picture]:
+    for entry in _entries(record):
+        if not isinstance(entry, Mapping) or not isinstance(image_task := entry.get("task_id"), str):
+            continue
+        if isinstance(uri := entry.get("uri"), str) and uri.startswith("s3://"):
+            bucket, _, key = uri.removeprefix("s3://").partition("/")
+            index, size = entry.get("index"), entry.get("size")
+            if bucket and key and isinstance(index, int):
+                yield Picture(
+                    image_task,
+                    index,
+                    bucket=bucket,
+                    key=key,
+                    size=size if isinstance(size, int) else None,
+                    content_type=_text(entry.get("content_type")),
+                    version=_text(entry.get("sha256")),
+                )
+        elif entry.get("status") == COMPLETED and isinstance(images := entry.get("images"), list):
+            for index, image in enumerate(images):
+                if isinstance(image, Mapping) and isinstance(url := image.get("url"), str):
+                    yield Picture(image_task, index, url=url, content_type=_text(image.get("content_type")))
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
