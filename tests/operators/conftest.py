@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -61,9 +63,16 @@ def quick(emulator: Any, connect: Callable[..., None]) -> Callable[..., None]:
 
 
 @pytest.fixture
-def log(capfd: pytest.CaptureFixture[str]) -> Callable[[], str]:
-    """What was logged since the last time this was called."""
-    return lambda: "".join(capfd.readouterr())
+def log(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
+    """What was logged since the last time this was called, by Airflow's own loggers and by all others."""
+
+    def read() -> str:
+        said = "".join(capfd.readouterr()) + caplog.text
+        caplog.clear()
+        return said
+
+    caplog.set_level(logging.INFO)
+    return read
 
 
 @pytest.fixture
@@ -85,5 +94,8 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     def backoff(failures: int, retry_after: float | None, uniform: Any = None) -> float:
         return retry_after or 0.0
 
-    monkeypatch.setattr("airflow_provider_gptimg.api.protocol.backoff", backoff)
-    monkeypatch.setattr("airflow_provider_gptimg.mirror.backoff", backoff)
+    import airflow_provider_gptimg.mirror  # noqa: F401 - brings in all that calls it
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("airflow_provider_gptimg.") and hasattr(module, "backoff"):
+            monkeypatch.setattr(module, "backoff", backoff)

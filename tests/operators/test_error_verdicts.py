@@ -98,7 +98,7 @@ def test_a_submit_that_certainly_was_not_accepted_is_repeated_at_once(emulator, 
     emulator.fault("submit", fault, times=3)
     task_id = instance.attempt(GptImgSubmitOperator(task_id="submit", prompt="a cat"))
     assert [task.task_id for task in emulator.tasks] == [task_id]
-    assert instance.xcoms == {"credits": 2}
+    assert instance.xcoms["credits"] == 2
 
 
 def test_a_long_retry_after_is_left_to_airflow(emulator, instance):

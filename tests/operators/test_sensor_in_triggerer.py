@@ -187,7 +187,7 @@ class TestEnd:
         (event,) = await self.events(GptImgTaskTrigger(task_id, end_from_trigger=True))
         assert isinstance(event, TaskSuccessEvent)
         assert not event.xcoms
-        (xcom,) = xcoms
+        (xcom,) = [xcom for xcom in xcoms if xcom["key"] == "return_value"]
         value = xcom.pop("value")
         assert (value["task_id"], value["credits"]) == (task_id, 4)
         assert xcom == {"key": "return_value", "dag_id": "d", "task_id": "wait", "run_id": "r", "map_index": -1}
@@ -196,7 +196,8 @@ class TestEnd:
         tasks = [emulator.add_task(polls=3), emulator.add_task(), emulator.add_task(polls=2)]
         (event,) = await self.events(GptImgTaskTrigger([tasks[0], *tasks], end_from_trigger=True))
         assert isinstance(event, TaskSuccessEvent)
-        assert [task["task_id"] for task in xcoms[0]["value"]] == [tasks[0], *tasks]
+        (value,) = [xcom["value"] for xcom in xcoms if xcom["key"] == "return_value"]
+        assert [task["task_id"] for task in value] == [tasks[0], *tasks]
 
     @pytest.mark.parametrize("other", [{"error": "no"}, {"user": "other"}], ids=["failed", "unknown"])
     async def test_not_when_one_failed(self, emulator, xcoms, other):
