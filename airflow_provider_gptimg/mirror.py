@@ -26,6 +26,7 @@ from airflow_provider_gptimg.destination import KeyPattern
 from airflow_provider_gptimg.download import Download, Downloader, GoneError, TransientError, without_query
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgMediaError, GptImgRequestError
 from airflow_provider_gptimg.s3_store import Content, S3Store
+from airflow_provider_gptimg.telemetry import count, span
 
 if TYPE_CHECKING:
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook
@@ -138,7 +139,10 @@ class Mirror:
         ]
         self._check_keys(sources)
         results: dict[str, list[MirroredObject] | GptImgError] = {}
-        with ThreadPoolExecutor(self._concurrency, thread_name_prefix="gptimg-mirror") as pool:
+        with (
+            span("mirror", images=len(sources)),
+            ThreadPoolExecutor(self._concurrency, thread_name_prefix="gptimg-mirror") as pool,
+        ):
             for source, outcome in zip(sources, pool.map(self._copy_or_error, sources), strict=True):
                 result = results.setdefault(source.task_id, [])
                 if isinstance(result, list):
@@ -161,10 +165,14 @@ class Mirror:
 
     def _copy_or_error(self, source: _Source) -> MirroredObject | GptImgError:
         try:
-            return self._copy(source)
+            mirrored = self._copy(source)
         except GptImgError as error:
             self._log.error("%s", error)
+            count("mirrored_images", outcome="failed")
             return error
+        count("mirrored_images", outcome="skipped" if mirrored.skipped else "mirrored")
+        count("mirrored_bytes", 0 if mirrored.skipped else mirrored.size)
+        return mirrored
 
     def _copy(self, source: _Source) -> MirroredObject:
         self._settings.check_media_url(source.image.url)

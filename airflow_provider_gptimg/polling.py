@@ -130,6 +130,17 @@ class Wait:
         return [task_id for _, task_id in self._queue]
 
     @property
+    def planned(self) -> dict[str, float]:
+        """When each waiting task is to be asked for, in Unix seconds."""
+        return {task_id: at for at, task_id in self._queue}
+
+    def forget(self, task_ids: Iterable[str]) -> None:
+        """Ask no more for these."""
+        forgotten = set(task_ids)
+        self._queue = [planned for planned in self._queue if planned[1] not in forgotten]
+        heapq.heapify(self._queue)
+
+    @property
     def next_at(self) -> float | None:
         """When the next poll is due, in Unix seconds; None if none is planned."""
         return self._queue[0][0] if self._queue else None

@@ -46,6 +46,9 @@ _AT_ONCE = 8
 """Polls of one wait that are under way at the most when it asks for many tasks at once."""
 _PRESIGNED_FOR = 3600
 """Seconds for which a presigned reference can be fetched: more than a generation takes."""
+_MASKED_AT_MOST = 32
+"""Presigned references that Airflow's log masker is told of, beyond our own care: each one makes all log lines slower,
+and a thousand take it six minutes."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ class GptImgHook(BaseHook):
     def __init__(self, gptimg_conn_id: str = default_conn_name, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.gptimg_conn_id = gptimg_conn_id
+        self._s3_hooks: dict[str | None, Any] = {}
+        self._presigned_urls: dict[tuple[str, str | None], tuple[str, float]] = {}
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
@@ -148,25 +153,34 @@ class GptImgHook(BaseHook):
         )
 
     def _presign(self, request: ImageRequest, aws_conn_id: str | None) -> ImageRequest:
-        if not any(reference.startswith("s3://") for reference in request.reference_images):
-            return request
-        from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+        return request.with_references(
+            [
+                self._presigned(reference, aws_conn_id) if reference.startswith("s3://") else reference
+                for reference in request.reference_images
+            ]
+        )
 
-        s3 = S3Hook(aws_conn_id=aws_conn_id)
-        references = []
-        for reference in request.reference_images:
-            if reference.startswith("s3://"):
-                bucket, key = split_s3_uri(reference)
-                url = s3.generate_presigned_url("get_object", {"Bucket": bucket, "Key": key}, expires_in=_PRESIGNED_FOR)
-                if not url:
-                    raise GptImgRequestError(
-                        f"reference_images: {reference} cannot be presigned with aws_conn_id={aws_conn_id!r}"
-                    )
-                mask_secret(url)
-                references.append(url)
-            else:
-                references.append(reference)
-        return request.with_references(references)
+    def _presigned(self, reference: str, aws_conn_id: str | None) -> str:
+        """Return a URL for an `s3://` reference: the same for a while, since a batch may name it a thousand times."""
+        url, until = self._presigned_urls.get((reference, aws_conn_id), ("", 0.0))
+        if time.time() < until:
+            return url
+        if aws_conn_id not in self._s3_hooks:
+            from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+
+            self._s3_hooks[aws_conn_id] = S3Hook(aws_conn_id=aws_conn_id)
+        bucket, key = split_s3_uri(reference)
+        made = self._s3_hooks[aws_conn_id].generate_presigned_url(
+            "get_object", {"Bucket": bucket, "Key": key}, expires_in=_PRESIGNED_FOR
+        )
+        if not made:
+            raise GptImgRequestError(
+                f"reference_images: {reference} cannot be presigned with aws_conn_id={aws_conn_id!r}"
+            )
+        if len(self._presigned_urls) < _MASKED_AT_MOST:
+            mask_secret(made)
+        self._presigned_urls[reference, aws_conn_id] = made, time.time() + _PRESIGNED_FOR / 2
+        return str(made)
 
     def submit_prepared(self, submit: PreparedSubmit, max_attempts: int = MAX_ATTEMPTS) -> ImageTask:
         """Send a prepared submit, and return the accepted image task.
@@ -236,7 +250,7 @@ class GptImgHook(BaseHook):
         :raises GptImgAuthError: The key was rejected.
         """
         since = time.time() if since is None else since
-        self._ask_all(wait, [check_task_id(task_id) for task_id in dict.fromkeys(task_ids)])
+        self.ask(wait, [check_task_id(task_id) for task_id in dict.fromkeys(task_ids)])
         if wait.deadline is None:
             wait.count_from_submission(timeout, since)
 
@@ -248,7 +262,7 @@ class GptImgHook(BaseHook):
         :raises GptImgAuthError: The key was rejected.
         """
         self.watch(wait, until=wait.deadline)
-        self._ask_all(wait, wait.take_all())
+        self.ask(wait, wait.take_all())
 
     def watch(self, wait: Wait, *, until: float | None, enough: int | None = None) -> None:
         """Ask for the waiting tasks, each when it is due, until all of them are final, or `enough`, or time is up.
@@ -269,7 +283,11 @@ class GptImgHook(BaseHook):
                     due_now = [task_id for _ in range(_AT_ONCE) if (task_id := wait.take_due(now)) is not None]
                     self._ask_each(client, wait, due_now, waited=True)
 
-    def _ask_all(self, wait: Wait, task_ids: Sequence[str]) -> None:
+    def ask(self, wait: Wait, task_ids: Sequence[str]) -> None:
+        """Ask once for each of these tasks, several at a time, and tell the wait.
+
+        :raises GptImgAuthError: The key was rejected.
+        """
         if task_ids:
             with sync_client(self.settings) as client:
                 self._ask_each(client, wait, task_ids, waited=False)
