@@ -170,7 +170,7 @@ async function offerRuns() {
   for (const run of found) {
     const when = run.run_after ? new Date(run.run_after).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }) : "";
     if (![...list.options].some(({ value }) => value === run.dag_run_id)) {
-      list.append(option(run.dag_run_id, `${when} · ${run.dag_run_id}`, true));
+      list.append(option(run.dag_run_id, `${when} · ${run.state} · ${run.dag_run_id}`, true));
     }
   }
   if (offset + found.length < total) list.append(option(OLDER, "Older runs …", false));

@@ -89,13 +89,11 @@ export class Grid {
           this.logsUnderWay -= 1;
           this.#readLogs();
         });
-      this.reasons.set(
-        key,
-        reading.then((reason) => `${taskName(failure)}: ${reason ?? "it failed; see its log"}`),
-      );
+      this.reasons.set(key, reading);
       this.#readLogs();
     }
-    return this.reasons.get(key);
+    const by = taskName(failure) === taskName(tile) ? "" : `${taskName(failure)}: `;
+    return this.reasons.get(key).then((reason) => by + (reason ?? "It failed, and its log could not be read"));
   }
 
   #readLogs() {
@@ -152,8 +150,7 @@ export class Grid {
   }
 
   #facts(tile) {
-    if (tile.state === "pending") return [taskName(tile)];
-    if (tile.state === "failed") return [`${taskName(tile)} · no credits kept for what failed`];
+    if (tile.state !== "ready") return [taskName(tile)];
     const said = [tile.pixels, tile.size ? bytes(tile.size) : null, counted(tile.credits, "credit")];
     return [said.filter(Boolean).join(" · ")];
   }
