@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One running Airflow with runs to look at, three people who look, and a real browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from airflow_provider_gptimg.emulator import Emulator
+from airflow_provider_gptimg.sandbox import DagRun, S3Server, StandaloneAirflow
+from airflow_provider_gptimg.sandbox.rest import until
+
+HERE = Path(__file__).parent
+BUCKET = "gallery"
+HOSTILE = "<img src=x onerror=\"document.title='owned'\">"
+
+
+@dataclass
+class Gallery:
+    """A running Airflow: `admin` and `vera` may see all, `otto` all but the DAG `gallery_private`."""
+
+    airflow: StandaloneAirflow
+    emulator: Emulator
+    s3: Any
+    passwords: dict[str, str] = field(repr=False)
+
+    @property
+    def url(self) -> str:
+        return self.airflow.url
+
+    def http(self, user: str | None) -> httpx.Client:
+        """A client with a person's session; None: nobody's."""
+        cookies = {}
+        if user:
+            login = {"username": user, "password": self.passwords[user]}
+            answer = httpx.post(f"{self.url}/auth/token", json=login, timeout=60, trust_env=False).raise_for_status()
+            cookies["_token"] = answer.json()["access_token"]
+        return httpx.Client(base_url=self.url, cookies=cookies, timeout=60, trust_env=False)
+
+    def tiles(self, run: DagRun, user: str | None = "vera") -> Any:
+        with self.http(user) as client:
+            answer = client.get(f"/gptimg/dags/{run.dag_id}/tiles", params={"run_id": run.run_id})
+        return answer.json()["tiles"] if answer.status_code == 200 else answer.status_code
+
+    def picture(self, run: DagRun, tile: dict[str, Any], user: str | None = "vera", **headers: str) -> httpx.Response:
+        query = {"run_id": run.run_id, "image_task": tile["image_task"], "index": tile["index"], **tile["source"]}
+        with self.http(user) as client:
+            return client.get(f"/gptimg/dags/{run.dag_id}/picture", params=query, headers=headers)
+
+    def start(self, dag_id: str, **conf: object) -> DagRun:
+        return self.airflow.trigger(dag_id, conf)
+
+    def submitted(self, prompt: str) -> str:
+        """Wait for a submit with this prompt, and return its image task's id."""
+
+        def find() -> str | None:
+            return next((task.task_id for task in self.emulator.tasks if task.prompt == prompt), None)
+
+        return str(until(find, 60, f"{prompt!r} to be submitted"))
+
+    def page(self, run: DagRun) -> str:
+        return str(httpx.URL(f"{self.url}/gptimg/", params={"dag_id": run.dag_id, "run_id": run.run_id}))
+
+
+@pytest.fixture(scope="session")
+def gallery() -> Iterator[Gallery]:
+    schedule = {"poll_interval": 0.5, "first_poll_after": 0}
+    # Generations end when a test says so.
+    with Emulator(durations=(3600, 3600), extra=schedule) as emulator, S3Server(BUCKET) as server:
+        env = {
+            "AIRFLOW_CONN_GPTIMG_DEFAULT": emulator.connection_json,
+            "AIRFLOW_CONN_AWS_DEFAULT": server.connection_json,
+            "AIRFLOW__CORE__AUTH_MANAGER": "gallery_auth.OneDagLessAuthManager",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,vera:viewer,otto:viewer",
+            "PYTHONPATH": str(HERE / "auth"),
+        }
+        with StandaloneAirflow(HERE / "dags", env) as airflow:
+            passwords = json.loads((airflow.home / "passwords.json").read_text())
+            yield Gallery(airflow, emulator, server.client(), passwords)
+
+
+@pytest.fixture(scope="session")
+def private_run(gallery: Gallery) -> DagRun:
+    """Two pictures in a private bucket, whose prompt would be dangerous as HTML."""
+    run = gallery.start("gallery_private", prompt=HOSTILE)
+    gallery.emulator.finish(gallery.submitted(HOSTILE))
+    assert run.wait() == "success"
+    return run
+
+
+@pytest.fixture(scope="session")
+def hosted_run(gallery: Gallery) -> DagRun:
+    """One picture at the vendor, and one that failed."""
+    run = gallery.start("gallery_hosted", prompts=["A good one", "A refused one"])
+    gallery.emulator.finish(gallery.submitted("A good one"))
+    gallery.emulator.finish(gallery.submitted("A refused one"), "failed", "The prompt was refused")
+    assert run.wait() == "failed"
+    return run
+
+
+@pytest.fixture(scope="session")
+def many_run(gallery: Gallery) -> DagRun:
+    """500 pictures in S3."""
+    image_tasks = [gallery.emulator.add_task(prompt=f"Picture {number % 9}", n=4) for number in range(125)]
+    run = gallery.start("gallery_many", image_tasks=image_tasks)
+    assert run.wait() == "success"
+    return run
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright drives the browser")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("there is no Chromium on this machine")
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=arguments)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def open_as(browser: Any, gallery: Gallery) -> Iterator[Callable[[str | None], Any]]:
+    """Return a new page of a browser in which somebody is logged in; None: nobody. No page may have a script error."""
+    contexts, errors = [], []
+
+    def open_page(user: str | None) -> Any:
+        context = browser.new_context(viewport={"width": 1360, "height": 850})
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        if user:
+            page.goto(f"{gallery.url}/auth/login")
+            page.fill("input[name=username]", user)
+            page.fill("input[name=password]", gallery.passwords[user])
+            page.press("input[name=password]", "Enter")
+            page.wait_for_url(f"{gallery.url}/")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert errors == []

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who gets what from the gallery's routes on a running Airflow, and what nobody gets."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from PIL import Image
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+
+
+def _png() -> bytes:
+    encoded = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(encoded, "png")
+    return encoded.getvalue()
+
+
+def _set_xcom(run: Any, task_id: str, value: Any) -> None:
+    path = f"{run.path}/taskInstances/{task_id}/xcomEntries/return_value"
+    run.api.call("PATCH", path, {"value": value})
+
+
+def test_who_may_read_the_dag_gets_exactly_the_object(gallery, private_run):
+    for tile in gallery.tiles(private_run):
+        answer = gallery.picture(private_run, tile)
+        bucket, _, key = tile["uri"].removeprefix("s3://").partition("/")
+        assert answer.content == gallery.s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+        assert answer.headers["content-type"] == "image/png"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+
+
+@pytest.mark.parametrize(("user", "status"), [("otto", 403), (None, 401)])
+def test_who_may_not_read_the_dag_gets_nothing(gallery, private_run, user, status):
+    tile = gallery.tiles(private_run)[0]
+    assert gallery.tiles(private_run, user) == status
+    refused = gallery.picture(private_run, tile, user)
+    assert refused.status_code == status
+    assert b"PNG" not in refused.content
+    known = gallery.picture(private_run, tile).headers["etag"]
+    assert gallery.picture(private_run, tile, user, **{"if-none-match": known}).status_code == status
+
+
+def test_a_dag_does_not_open_the_door_to_another(gallery, private_run, hosted_run):
+    tile = gallery.tiles(private_run)[0]
+    query = {"run_id": private_run.run_id, "image_task": tile["image_task"], "index": 0, **tile["source"]}
+    with gallery.http("otto") as client:
+        for dag_id in ("gallery_hosted", "~"):
+            for more in ({}, {"dag_id": "gallery_private"}):
+                answer = client.get(f"/gptimg/dags/{dag_id}/picture", params=query | more)
+                assert answer.status_code == 404
+                tiles = client.get(f"/gptimg/dags/{dag_id}/tiles", params={"run_id": private_run.run_id} | more)
+                assert tiles.json() == {"tiles": []}
+
+
+def test_an_unchanged_picture_is_not_sent_again(gallery, private_run):
+    tile = gallery.tiles(private_run)[0]
+    etag = gallery.picture(private_run, tile).headers["etag"]
+    answer = gallery.picture(private_run, tile, **{"if-none-match": etag})
+    assert (answer.status_code, answer.content) == (304, b"")
+
+
+def test_a_hosted_picture_comes_through_airflow(gallery, hosted_run):
+    good, refused = gallery.tiles(hosted_run)
+    assert (good["state"], refused["state"]) == ("ready", "failed")
+    answer = gallery.picture(hosted_run, good)
+    assert answer.content.startswith(b"\x89PNG")
+    assert "content-disposition" in answer.headers
+
+
+def test_no_address_signature_or_key_reaches_the_browser(gallery, private_run, hosted_run):
+    for run in (private_run, hosted_run):
+        with gallery.http("vera") as client:
+            text = client.get(f"/gptimg/dags/{run.dag_id}/tiles", params={"run_id": run.run_id}).text
+        for secret in ("http", "Signature", "X-Amz", gallery.emulator.api_key):
+            assert secret not in text
+
+
+def test_an_edited_xcom_gives_no_foreign_object(gallery):
+    """Who may edit XComs could name any object or host in one."""
+    run = gallery.start("gallery_private", prompt="To be forged")
+    gallery.emulator.finish(gallery.submitted("To be forged"))
+    assert run.wait() == "success"
+    gallery.s3.put_object(Bucket="gallery", Key="secret.png", Body=_png(), ContentType="image/png")
+    own = gallery.tiles(run)[0]
+    forged = {**own, "uri": "s3://gallery/secret.png", "task_id": own["image_task"], "source_url": "x"}
+    _set_xcom(run, "mirror", [forged])
+    assert gallery.tiles(run)[0]["uri"] == "s3://gallery/secret.png"
+    answer = gallery.picture(run, own)
+    assert (answer.status_code, b"PNG" in answer.content) == (502, False)
+
+    elsewhere = f"{gallery.s3.meta.endpoint_url}/gallery/secret.png"
+    task = {"task_id": own["image_task"], "status": "completed", "images": [{"url": elsewhere}]}
+    _set_xcom(run, "mirror", task)
+    answer = gallery.picture(run, own)
+    assert (answer.status_code, b"PNG" in answer.content) == (502, False)
+
+
+def test_an_object_that_is_no_image_is_not_served(gallery):
+    run = gallery.start("gallery_private", prompt="To be overwritten")
+    gallery.emulator.finish(gallery.submitted("To be overwritten"))
+    assert run.wait() == "success"
+    tile = gallery.tiles(run)[0]
+    key = tile["uri"].removeprefix("s3://gallery/")
+    marks = gallery.s3.head_object(Bucket="gallery", Key=key)["Metadata"]
+    page = b"<!doctype html><script>alert(1)</script>"
+    gallery.s3.put_object(Bucket="gallery", Key=key, Body=page, Metadata=marks, ContentType="text/html")
+    answer = gallery.picture(run, tile)
+    assert (answer.status_code, b"script" in answer.content) == (502, False)
+
+
+def test_the_page_itself_is_static_and_strict(gallery):
+    with gallery.http(None) as client:
+        for path in ("", "gallery.js", "gallery.css", "icon.svg"):
+            answer = client.get(f"/gptimg/{path}")
+            assert answer.status_code == 200
+            assert "default-src 'none'" in answer.headers["content-security-policy"]
+            assert "unsafe" not in answer.headers["content-security-policy"]
+        assert client.get("/gptimg/../app.py").status_code == 404
+        assert client.get("/gptimg/openapi.json").status_code == 404
+
+
+def test_links_of_each_task(gallery, private_run):
+    def links(task_id: str) -> dict[str, str | None]:
+        path = f"{private_run.path}/taskInstances/{task_id}/links"
+        answer: dict[str, str | None] = private_run.api.call("GET", path, map_index=-1)["extra_links"]
+        return answer
+
+    for task_id in ("submit", "wait", "mirror"):
+        images = links(task_id)["Images"] or ""
+        assert images.endswith(f"/tasks/{task_id}/plugin/gptimg-images")
+    hosted = private_run.xcom("wait")["images"][0]["url"]
+    assert links("wait")["First image"] == hosted
+    assert links("submit")["First image"] is None
+    first = gallery.tiles(private_run)[0]["uri"].removeprefix("s3://")
+    assert links("mirror")["S3"] == f"{gallery.s3.meta.endpoint_url}/{first}"
+
+
+def test_links_are_there_while_a_task_is_deferred(gallery):
+    run = gallery.start("gallery_private", prompt="Not yet")
+    image_task = gallery.submitted("Not yet")
+    run.wait_for("wait", "deferred")
+    extra = run.api.call("GET", f"{run.path}/taskInstances/wait/links", map_index=-1)["extra_links"]
+    assert extra["Images"].endswith("/tasks/wait/plugin/gptimg-images")
+    assert extra["First image"] is None
+    gallery.emulator.finish(image_task)
+    assert run.wait() == "success"

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What people see of the gallery, in a real browser."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+
+
+def _shown(page: Any, n: int) -> None:
+    """Wait until `n` pictures are loaded."""
+    page.wait_for_function(f"document.querySelectorAll('.shot.loaded').length >= {n}", timeout=30_000)
+
+
+def _focused(page: Any, selector: str) -> bool:
+    return bool(page.evaluate("selector => document.activeElement.matches(selector)", selector))
+
+
+def _tab_to(page: Any, selector: str) -> None:
+    for _ in range(40):
+        if _focused(page, selector):
+            return
+        page.keyboard.press("Tab")
+    raise AssertionError(f"{selector} cannot be reached with the Tab key")
+
+
+def test_a_viewer_sees_the_pictures_and_what_is_known_of_them(gallery, private_run, open_as):
+    page = open_as("vera")
+    page.goto(gallery.page(private_run))
+    _shown(page, 2)
+    tile = gallery.tiles(private_run)[0]
+    card = page.locator(".tile").first
+    assert card.locator(".where").inner_text() == tile["uri"]
+    assert card.locator(".facts").inner_text().endswith("2 credits")
+    assert "×" in card.locator(".facts").inner_text()
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    card.get_by_role("button", name="Copy S3 URI").click()
+    page.locator("#said.shown").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == tile["uri"]
+    with page.expect_download() as download:
+        card.get_by_role("link", name="Download").click()
+    assert download.value.suggested_filename == f"{tile['image_task']}-0.png"
+
+
+def test_a_prompt_stays_text(gallery, private_run, open_as):
+    page = open_as("vera")
+    page.goto(gallery.page(private_run))
+    _shown(page, 2)
+    prompt = gallery.tiles(private_run)[0]["prompt"]
+    assert "onerror" in prompt
+    assert page.locator(".prompt").first.inner_text() == prompt
+    page.locator("button.shot").first.click()
+    assert page.locator("#viewer-prompt").inner_text() == prompt
+    assert page.locator("img[src=x]").count() == 0
+    assert page.title() == "Generated images"
+
+
+def test_without_access_there_is_nothing_to_see(gallery, private_run, open_as):
+    page = open_as("otto")
+    page.goto(gallery.page(private_run))
+    page.get_by_text("No access").wait_for()
+    assert page.locator(".tile").count() == 0
+    assert page.locator("img").count() == 0
+
+
+def test_without_a_login_there_is_nothing_to_see(gallery, private_run, open_as):
+    page = open_as(None)
+    page.goto(gallery.page(private_run))
+    page.get_by_text("You are not logged in").wait_for()
+    assert page.locator(".tile").count() == 0
+    assert private_run.dag_id not in page.inner_text("main")
+
+
+def test_pending_turns_into_a_picture_without_a_reload(gallery, open_as):
+    run = gallery.start("gallery_private", prompt="Awaited")
+    image_task = gallery.submitted("Awaited")
+    page = open_as("vera")
+    page.goto(gallery.page(run))
+    page.locator(".tile.pending").nth(1).wait_for()
+    assert page.locator("#live").is_visible()
+    page.evaluate("window.sameDocument = true")
+    gallery.emulator.finish(image_task)
+    _shown(page, 2)
+    assert page.locator(".tile.pending").count() == 0
+    assert page.evaluate("window.sameDocument")
+    assert run.wait() == "success"
+    page.locator(".where", has_text="s3://").nth(1).wait_for()
+    page.locator("#live").wait_for(state="hidden")
+
+
+def test_a_failure_says_why(gallery, hosted_run, open_as):
+    page = open_as("vera")
+    page.goto(gallery.page(hosted_run))
+    failed = page.locator(".tile.failed")
+    failed.get_by_text("The prompt was refused").wait_for()
+    failed.locator("button.shot").click()
+    page.locator("#viewer-reason", has_text="The prompt was refused").wait_for()
+
+
+def test_filters_by_state_run_and_dag(gallery, private_run, hosted_run, open_as):
+    page = open_as("vera")
+    page.goto(gallery.page(hosted_run))
+    _shown(page, 1)
+    page.locator("#states label", has_text="Failed").click()
+    assert page.locator(".tile:visible").count() == 1
+    page.locator("#states label", has_text="Pending").click()
+    page.get_by_text("No pending images").wait_for()
+    page.locator("#states label", has_text="All").click()
+    page.select_option("#dag", "gallery_private")
+    page.locator(f'#run option[value="{private_run.run_id}"]').wait_for(state="attached")
+    page.select_option("#run", private_run.run_id)
+    prompt = gallery.tiles(private_run)[0]["prompt"]
+    page.locator(".prompt", has_text=prompt).first.wait_for()
+    page.select_option("#dag", "gallery_empty")
+    page.get_by_text("No runs").wait_for()
+    assert page.locator(".tile").count() == 0
+
+
+def test_all_of_it_works_with_the_keyboard_alone(gallery, private_run, open_as):
+    page = open_as("vera")
+    page.goto(gallery.page(private_run))
+    _shown(page, 2)
+    _tab_to(page, "input[name=state][value=all]")
+    page.keyboard.press("ArrowRight")
+    assert page.locator("input[value=ready]").is_checked()
+    _tab_to(page, "button.shot")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement === document.querySelectorAll('button.shot')[1]")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Enter")
+    viewer = page.get_by_role("dialog")
+    viewer.wait_for()
+    assert page.locator("#position").inner_text() == "1 of 2"
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#position").inner_text() == "2 of 2"
+    page.keyboard.press("Escape")
+    viewer.wait_for(state="hidden")
+    assert page.evaluate("document.activeElement === document.querySelectorAll('button.shot')[1]")
+    _tab_to(page, "a[download].icon-button")
+
+
+def test_a_screen_reader_is_told(gallery, private_run, open_as):
+    page = open_as("vera")
+    page.goto(gallery.page(private_run))
+    _shown(page, 2)
+    assert page.get_by_role("status").first.inner_text() == "2 images · 4 credits"
+    prompt = gallery.tiles(private_run)[0]["prompt"]
+    assert page.get_by_role("button", name=f"Open image 2: {prompt}").count() == 1
+    unnamed = "button, a, input, select"
+    for control in page.locator(unnamed).all():
+        if control.is_visible():
+            assert control.evaluate(
+                "e => (e.ariaLabel || e.innerText || e.labels?.[0]?.innerText || '').trim().length > 0"
+            )
+
+
+def test_light_and_dark_as_airflow_is_set(gallery, private_run, open_as):
+    page = open_as("vera")
+    page.evaluate("localStorage.setItem('theme', 'light')")
+    run_id = quote(private_run.run_id, safe="")
+    page.goto(f"{gallery.url}/dags/{private_run.dag_id}/runs/{run_id}/tasks/wait/plugin/gptimg-images")
+    frame = page.frame_locator("iframe")
+    frame.locator(".shot.loaded").nth(1).wait_for()
+
+    def brightness() -> float:
+        colour = frame.locator("body").evaluate(
+            """e => {
+              const pen = new OffscreenCanvas(1, 1).getContext("2d");
+              pen.fillStyle = getComputedStyle(e).backgroundColor;
+              pen.fillRect(0, 0, 1, 1);
+              return [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3);
+            }"""
+        )
+        return float(sum(colour)) / 3
+
+    assert brightness() > 200
+    # As Airflow's switch does; the gallery follows without a reload.
+    page.evaluate("localStorage.setItem('theme', 'dark')")
+    frame.locator("html[data-theme=dark]").wait_for()
+    page.reload()
+    frame.locator(".shot.loaded").nth(1).wait_for()
+    assert brightness() < 80
+
+
+def test_it_is_reached_from_the_navigation_and_from_a_task_instance(gallery, hosted_run, open_as):
+    page = open_as("vera")
+    page.get_by_role("button", name="Browse").click()
+    page.get_by_text("Generated images").click()
+    page.frame_locator("iframe").locator(".tile").first.wait_for(timeout=30_000)
+    run_id = quote(hosted_run.run_id, safe="")
+    page.goto(f"{gallery.url}/dags/gallery_hosted/runs/{run_id}/tasks/generate/mapped/0")
+    page.get_by_role("link", name="Images").click()
+    frame = page.frame_locator("iframe")
+    frame.locator(".shot.loaded").wait_for(timeout=30_000)
+    assert frame.locator(".tile").count() == 1
+    assert frame.locator(".prompt").inner_text() == "A good one"
+
+
+def test_five_hundred_pictures_take_few_calls_and_load_as_they_are_seen(gallery, many_run, open_as):
+    page = open_as("vera")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(gallery.page(many_run))
+    _shown(page, 4)
+    page.wait_for_load_state("networkidle")
+    assert page.locator(".tile").count() == 500
+    pictures = [url for url in asked if "/picture?" in url]
+    calls = [url for url in asked if "/api/v2/" in url or "/tiles?" in url]
+    assert len(pictures) <= 60
+    assert len(calls) <= 6
+    page.locator(".tile").last.scroll_into_view_if_needed()
+    page.locator(".tile:last-child .shot.loaded").wait_for()
+    assert len([url for url in asked if "/picture?" in url]) < 200

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where links lead, and what they never show."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from airflow_provider_gptimg.links.gptimg import FirstImageLink, S3ObjectsLink, first_image_url, images_url, s3_url
+
+
+def finished(*urls: object) -> dict[str, object]:
+    return {"task_id": "t1", "status": "completed", "images": [{"url": url} for url in urls]}
+
+
+@pytest.mark.parametrize(
+    ("result", "url"),
+    [
+        (finished("https://file.gptimg.co/a.png", "https://file.gptimg.co/b.png"), "https://file.gptimg.co/a.png"),
+        ([finished("https://file.gptimg.co/a.png")], "https://file.gptimg.co/a.png"),
+        (finished("https://file.gptimg.co/a.png?X-Amz-Signature=1"), ""),
+        (finished("https://user:secret@file.gptimg.co/a.png"), ""),
+        (finished("javascript:alert(1)"), ""),
+        (finished(None, 5), ""),
+        ("t1", ""),
+        (None, ""),
+        ([], ""),
+    ],
+)
+def test_first_image(result, url):
+    assert first_image_url(result) == url
+
+
+def test_images_of_a_mapped_task():
+    assert images_url("a dag", "r/1", "t", 3).endswith("/dags/a%20dag/runs/r%2F1/tasks/t/mapped/3/plugin/gptimg-images")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "url"),
+    [
+        (
+            ("b", "a/0.png", "eu-west-1", None),
+            "https://console.aws.amazon.com/s3/object/b?region=eu-west-1&prefix=a%2F0.png",
+        ),
+        (("b", "a/", None, None), "https://console.aws.amazon.com/s3/buckets/b?prefix=a%2F"),
+        (("b", "", "cn-north-1", None), "https://console.amazonaws.cn/s3/buckets/b?region=cn-north-1&prefix="),
+        (("b", "a b.png", None, "http://key:secret@minio:9000/"), "http://minio:9000/b/a%20b.png"),
+    ],
+)
+def test_s3(arguments, url):
+    assert s3_url(*arguments) == url
+
+
+def test_a_link_never_fails_a_task():
+    nowhere = SimpleNamespace()
+    assert FirstImageLink().get_link(nowhere, ti_key=None) == ""
+    assert S3ObjectsLink().get_link(nowhere, ti_key=None) == ""
