@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""@task.gptimg: what the function may return. How Airflow runs it, test_dag_runs.py tells."""
+
+from __future__ import annotations
+
+import pytest
+from airflow.sdk import DAG, task
+from attempts import fails_at_once, may_be_retried
+
+from airflow_provider_gptimg.exceptions import GptImgRequestError, GptImgTimeoutError
+
+
+def painter(function, **arguments):
+    """Return the operator that `@task.gptimg` makes of `function`."""
+    with DAG("decorated"):
+        return task.gptimg(**arguments)(function)().operator
+
+
+def returning(value):
+    def paint():
+        return value
+
+    return paint
+
+
+@pytest.mark.parametrize(
+    ("returned", "arguments", "request_body"),
+    [
+        ("a cat", {}, {"prompt": "a cat", "n": 1}),
+        ("{{ ti }} {% x %} {# y #}", {}, {"prompt": "{{ ti }} {% x %} {# y #}", "n": 1}),
+        ("a cat", {"n": 2, "aspect_ratio": "1:1"}, {"prompt": "a cat", "n": 2, "aspect_ratio": "1:1"}),
+        ({"prompt": "a cat", "n": "3"}, {}, {"prompt": "a cat", "n": 3}),
+        (
+            {"prompt": "a cat", "n": 3},
+            {"n": 1, "aspect_ratio": "1:1"},
+            {"prompt": "a cat", "n": 3, "aspect_ratio": "1:1"},
+        ),
+        (
+            {"prompt": "{{ a }}", "reference_images": ["https://e.com/a.png"], "extra_body": {"style": "{{ b }}"}},
+            {},
+            {"prompt": "{{ a }}", "n": 1, "image_urls": ["https://e.com/a.png"], "style": "{{ b }}"},
+        ),
+    ],
+    ids=["prompt", "no Jinja", "arguments beside it", "dict", "dict over arguments", "all in a dict"],
+)
+def test_what_it_returns_is_submitted(emulator, instance, deferrable, returned, arguments, request_body):
+    operator = painter(returning(returned), deferrable=deferrable, **arguments)
+    operator.render_template_fields({})
+    result = instance.attempt(operator)
+    assert emulator.tasks[0].request == request_body
+    assert result["task_id"] == emulator.tasks[0].task_id
+    assert instance.xcoms["credits"] == 2 * request_body["n"]
+
+
+def test_arguments_beside_it_are_rendered(emulator, instance):
+    operator = painter(returning("a cat"), n="{{ 1 + 1 }}")
+    operator.render_template_fields({})
+    instance.attempt(operator)
+    assert emulator.tasks[0].n == 2
+
+
+@pytest.mark.parametrize(
+    ("returned", "told"),
+    [
+        (None, "prompt"),
+        ("", "prompt"),
+        (7, "prompt"),
+        (["a cat"], "prompt"),
+        ({}, "prompt"),
+        ({"n": 2}, "prompt"),
+        ({"prompt": "a cat", "n": 9}, "n=9"),
+        ({"prompt": "a cat", "size": "big"}, "'size'"),
+        ({"prompt": "a cat", "timeout": 5}, "'timeout'"),
+        ({"prompt": "a cat", "gptimg_conn_id": "x"}, "'gptimg_conn_id'"),
+        ({"prompt": "a cat", 7: 8}, "'7'"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_request_is_refused_before_sending(emulator, instance, returned, told):
+    with fails_at_once(GptImgRequestError) as caught:
+        instance.attempt(painter(returning(returned)))
+    assert told in str(caught.value)
+    assert emulator.calls == []
+
+
+def test_on_unknown_submission_may_come_from_the_function(emulator, instance):
+    emulator.fault("submit", "lost_after")
+    operator = painter(returning({"prompt": "a cat", "on_unknown_submission": "resubmit"}))
+    with pytest.raises(Exception, match="next attempt submits again"):
+        instance.attempt(operator)
+    instance.attempt(operator)
+    assert len(emulator.tasks) == 2
+
+
+def test_the_function_gets_its_context(emulator, instance):
+    def paint(ti, **context):
+        assert ti is context["task_instance"]
+        return f"a cat of {ti.max_tries}"
+
+    instance.attempt(painter(paint))
+    assert emulator.tasks[0].prompt == "a cat of 0"
+
+
+def test_an_exception_of_the_function_is_its_own(emulator, instance):
+    def paint():
+        raise ValueError("no idea")
+
+    with pytest.raises(ValueError, match="no idea"):
+        instance.attempt(painter(paint))
+    assert instance.store.records == {}
+
+
+def test_a_function_that_says_the_same_again_pays_once(emulator, instance, deferrable, clock):
+    clock.stop()
+    with may_be_retried(GptImgTimeoutError):
+        instance.attempt(painter(returning("a cat"), deferrable=deferrable, timeout=0.05))
+    clock.go()
+    instance.attempt(painter(returning("a cat"), deferrable=deferrable))
+    assert len(emulator.tasks) == 1
+
+
+def test_a_function_that_says_something_else_is_a_changed_request(emulator, instance, log):
+    instance.kill(painter(returning("a cat")))
+    instance.attempt(painter(returning("a dog")))
+    assert [one.prompt for one in emulator.tasks] == ["a cat", "a dog"]
+    assert "changed" in log()
+
+
+def test_the_function_is_not_called_again_after_a_deferral(emulator, instance):
+    calls = []
+
+    def paint():
+        calls.append("once")
+        return "a cat"
+
+    instance.attempt(painter(paint, deferrable=True))
+    assert len(instance.deferrals) == 1
+    assert calls == ["once"]
