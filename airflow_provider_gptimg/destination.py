@@ -47,6 +47,7 @@ class KeyPattern:
                 raise ValueError(f"it has {{{sorted(unknown)[0]}}}")
             self.has_extension = "ext" in fields
             self.key("task", 0, ".png")
+            self.prefix("task")
         except (ValueError, IndexError, KeyError) as error:
             raise GptImgRequestError(
                 f"s3_key={s3_key!r} is no pattern: {error}. {{task_id}}, {{index}} and {{ext}} are known, and '{{{{' "
@@ -60,6 +61,18 @@ class KeyPattern:
         :param extension: With its dot.
         """
         return self.pattern.format(task_id=task_id, index=index, ext=extension)
+
+    def prefix(self, task_id: str) -> str | None:
+        """Return what the keys of one image task's images start with; None if other tasks' keys may do so too."""
+        formatter, parts, names_task = string.Formatter(), [], False
+        for literal, name, spec, conversion in formatter.parse(self.pattern):
+            parts.append(literal)
+            if name == "task_id":
+                parts.append(formatter.format_field(formatter.convert_field(task_id, conversion), spec or ""))
+                names_task = True
+            elif name is not None:
+                break
+        return "".join(parts) if names_task else None
 
     @property
     def folder(self) -> str:

@@ -12,7 +12,7 @@ import base64
 import random
 import string
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from tempfile import SpooledTemporaryFile
@@ -26,12 +26,14 @@ from airflow_provider_gptimg.destination import KeyPattern
 from airflow_provider_gptimg.download import Download, Downloader, GoneError, TransientError, without_query
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgMediaError, GptImgRequestError
 from airflow_provider_gptimg.s3_store import Content, S3Store
-from airflow_provider_gptimg.telemetry import count, span
 
 if TYPE_CHECKING:
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook
 
-__all__ = ["Mirror", "MirroredObject"]
+__all__ = ["LOOKS_AT_A_TIME", "Mirror", "MirroredObject"]
+
+LOOKS_AT_A_TIME = 16
+"""Requests to S3 that ask what is there already: more than downloads, for they take no memory, but time."""
 
 _IN_MEMORY = 1024 * 1024
 _DOWNLOAD_ATTEMPTS = 4
@@ -119,6 +121,8 @@ class Mirror:
         self._concurrency = concurrency
         self._log = log
         self._downloader = Downloader(hook.settings, max_image_bytes)
+        self._refusal: GptImgRequestError | None = None
+        """Why S3 takes nothing from us; then there is no use in downloading the rest."""
 
     def __enter__(self) -> Mirror:
         return self
@@ -138,18 +142,18 @@ class Mirror:
             for index, image in enumerate(task.images)
         ]
         self._check_keys(sources)
+        found = self._look(sources)
+        missing = [source for source in sources if source not in found]
+        with ThreadPoolExecutor(self._concurrency, thread_name_prefix="gptimg-mirror") as pool:
+            found.update(zip(missing, pool.map(self._copy_or_error, missing), strict=True))
         results: dict[str, list[MirroredObject] | GptImgError] = {}
-        with (
-            span("mirror", images=len(sources)),
-            ThreadPoolExecutor(self._concurrency, thread_name_prefix="gptimg-mirror") as pool,
-        ):
-            for source, outcome in zip(sources, pool.map(self._copy_or_error, sources), strict=True):
-                result = results.setdefault(source.task_id, [])
-                if isinstance(result, list):
-                    if isinstance(outcome, GptImgError):
-                        results[source.task_id] = outcome
-                    else:
-                        result.append(outcome)
+        for source in sources:
+            result, outcome = results.setdefault(source.task_id, []), found[source]
+            if isinstance(result, list):
+                if isinstance(outcome, GptImgError):
+                    results[source.task_id] = outcome
+                else:
+                    result.append(outcome)
         return results
 
     def _check_keys(self, sources: Iterable[_Source]) -> None:
@@ -163,35 +167,37 @@ class Mirror:
                 )
             taken[key] = source
 
-    def _copy_or_error(self, source: _Source) -> MirroredObject | GptImgError:
+    def _look(self, sources: Sequence[_Source]) -> dict[_Source, MirroredObject | GptImgError]:
+        """Return the objects that an earlier run made, and the errors that stand for images whose key is taken."""
+        task_ids = list({source.task_id: None for source in sources})
+        with ThreadPoolExecutor(LOOKS_AT_A_TIME, thread_name_prefix="gptimg-look") as pool:
+            listed = dict(zip(task_ids, pool.map(self._list, task_ids), strict=True))
+            looks = pool.map(lambda source: self._find_or_error(source, listed[source.task_id]), sources)
+            return {source: known for source, known in zip(sources, looks, strict=True) if known}
+
+    def _list(self, task_id: str) -> set[str] | None:
+        """Return the keys that are there of an image task; None if that is not to be had in one request."""
+        prefix = self._pattern.prefix(task_id)
+        return None if prefix is None else self._store.keys(self._pattern.bucket, prefix)
+
+    def _find_or_error(self, source: _Source, keys: set[str] | None) -> MirroredObject | GptImgError | None:
         try:
-            mirrored = self._copy(source)
+            return self._find(source, keys)
         except GptImgError as error:
             self._log.error("%s", error)
-            count("mirrored_images", outcome="failed")
             return error
-        count("mirrored_images", outcome="skipped" if mirrored.skipped else "mirrored")
-        count("mirrored_bytes", 0 if mirrored.skipped else mirrored.size)
-        return mirrored
 
-    def _copy(self, source: _Source) -> MirroredObject:
-        self._settings.check_media_url(source.image.url)
-        if known := self._find(source):
-            self._log.info("%s is there already: %s", source, known.uri)
-            return known
-        with SpooledTemporaryFile(max_size=_IN_MEMORY) as file:
-            download, url = self._fetch(source, file)
-            mirrored = self._put(source, url, file, download)
-        verb = "is there already" if mirrored.skipped else "mirrored"
-        self._log.info("%s %s: %s, %d bytes, sha256 %s", source, verb, mirrored.uri, mirrored.size, mirrored.sha256)
-        return mirrored
+    def _find(self, source: _Source, keys: set[str] | None) -> MirroredObject | None:
+        """Return the object that an earlier run made of this image.
 
-    def _find(self, source: _Source) -> MirroredObject | None:
-        """Return the object that an earlier run made of this image."""
+        :param keys: All there are of its image task; None if that is not known.
+        """
         declared = next((known for known in FORMATS if known.content_type == source.image.content_type), FORMATS[0])
         extensions = [declared.extension, *(known.extension for known in FORMATS if known is not declared)]
         for extension in extensions if self._pattern.has_extension else extensions[:1]:
             key = self._pattern.key(source.task_id, source.index, extension)
+            if keys is not None and key not in keys:
+                continue
             head = self._store.head(self._pattern.bucket, key)
             if head is None:
                 continue
@@ -200,6 +206,24 @@ class Mirror:
             if not self._replace and not self._pattern.has_extension:
                 raise self._taken(key)
         return None
+
+    def _copy_or_error(self, source: _Source) -> MirroredObject | GptImgError:
+        try:
+            return self._copy(source)
+        except GptImgError as error:
+            self._log.error("%s", error)
+            return error
+
+    def _copy(self, source: _Source) -> MirroredObject:
+        if self._refusal:
+            raise self._refusal
+        self._settings.check_media_url(source.image.url)
+        with SpooledTemporaryFile(max_size=_IN_MEMORY) as file:
+            download, url = self._fetch(source, file)
+            mirrored = self._put(source, url, file, download)
+        verb = "is there already" if mirrored.skipped else "mirrored"
+        self._log.info("%s %s: %s, %d bytes, sha256 %s", source, verb, mirrored.uri, mirrored.size, mirrored.sha256)
+        return mirrored
 
     def _taken(self, key: str) -> GptImgRequestError:
         return GptImgRequestError(
@@ -240,7 +264,11 @@ class Mirror:
             content_type=download.format.content_type,
             metadata=_metadata(source, url, download),
         )
-        etag = self._store.put(bucket, key, content, {} if self._replace else {"IfNoneMatch": "*"})
+        try:
+            etag = self._store.put(bucket, key, content, {} if self._replace else {"IfNoneMatch": "*"})
+        except GptImgRequestError as error:
+            self._refusal = error
+            raise
         if etag is None:
             # The key was taken meanwhile, perhaps by this very PUT, whose answer was lost.
             known = _own(self._store.head(bucket, key, with_checksum=False) or {}, bucket, key, source)

@@ -198,15 +198,16 @@ class GptImgToS3Operator(BaseOperator):
         from airflow_provider_gptimg.exceptions import GptImgError
         from airflow_provider_gptimg.lineage import describe_outlets, report_to_collector
         from airflow_provider_gptimg.manifest import Manifest
-        from airflow_provider_gptimg.mirror import Mirror
-        from airflow_provider_gptimg.s3_store import S3Store
+        from airflow_provider_gptimg.mirror import LOOKS_AT_A_TIME, Mirror
+        from airflow_provider_gptimg.s3_store import S3Store, s3_client
         from airflow_provider_gptimg.waiting import raise_failures
 
         outcomes = waiter.outcomes
         tasks = {task_id: task for task_id, task in outcomes.items() if isinstance(task, ImageTask)}
         pattern = destination.pattern
         s3 = S3Hook(aws_conn_id=self.aws_conn_id, verify=self.verify)
-        store = S3Store(s3.conn, destination.put_arguments, self.log)
+        client = s3_client(s3, connections=max(self.concurrency, LOOKS_AT_A_TIME))
+        store = S3Store(client, destination.put_arguments, self.log)
         manifest = destination.manifest and Manifest(store, *destination.manifest, context, replace=self.replace)
         if manifest:
             manifest.claim()
