@@ -27,7 +27,13 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "hooks": [{"integration-name": integration, "python-modules": ["airflow_provider_gptimg.hooks.gptimg"]}],
         "operators": [
-            {"integration-name": integration, "python-modules": ["airflow_provider_gptimg.operators.gptimg"]}
+            {
+                "integration-name": integration,
+                "python-modules": [
+                    "airflow_provider_gptimg.operators.gptimg",
+                    "airflow_provider_gptimg.operators.gptimg_batch",
+                ],
+            }
         ],
         "sensors": [{"integration-name": integration, "python-modules": ["airflow_provider_gptimg.sensors.gptimg"]}],
         "triggers": [{"integration-name": integration, "python-modules": ["airflow_provider_gptimg.triggers.gptimg"]}],
@@ -45,6 +51,7 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "task-decorators": [
             {"name": "gptimg", "class-name": "airflow_provider_gptimg.decorators.gptimg.gptimg_task"},
+            {"name": "gptimg_batch", "class-name": "airflow_provider_gptimg.decorators.gptimg_batch.gptimg_batch_task"},
         ],
         "connection-types": [
             {

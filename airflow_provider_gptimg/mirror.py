@@ -26,6 +26,7 @@ from airflow_provider_gptimg.destination import KeyPattern
 from airflow_provider_gptimg.download import Download, Downloader, GoneError, TransientError, without_query
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgMediaError, GptImgRequestError
 from airflow_provider_gptimg.s3_store import Content, S3Store
+from airflow_provider_gptimg.telemetry import count, span
 
 if TYPE_CHECKING:
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook
@@ -142,10 +143,12 @@ class Mirror:
             for index, image in enumerate(task.images)
         ]
         self._check_keys(sources)
-        found = self._look(sources)
-        missing = [source for source in sources if source not in found]
-        with ThreadPoolExecutor(self._concurrency, thread_name_prefix="gptimg-mirror") as pool:
-            found.update(zip(missing, pool.map(self._copy_or_error, missing), strict=True))
+        with span("mirror", images=len(sources)):
+            found = self._look(sources)
+            missing = [source for source in sources if source not in found]
+            with ThreadPoolExecutor(self._concurrency, thread_name_prefix="gptimg-mirror") as pool:
+                found.update(zip(missing, pool.map(self._copy_or_error, missing), strict=True))
+        _count(found.values())
         results: dict[str, list[MirroredObject] | GptImgError] = {}
         for source in sources:
             result, outcome = results.setdefault(source.task_id, []), found[source]
@@ -288,6 +291,17 @@ class Mirror:
             skipped=False,
             pixels=download.pixels,
         )
+
+
+def _count(outcomes: Iterable[MirroredObject | GptImgError]) -> None:
+    for outcome in outcomes:
+        if isinstance(outcome, GptImgError):
+            count("mirrored_images", outcome="failed")
+        elif outcome.skipped:
+            count("mirrored_images", outcome="skipped")
+        else:
+            count("mirrored_images", outcome="mirrored")
+            count("mirrored_bytes", outcome.size)
 
 
 def _metadata(source: _Source, url: str, download: Download) -> dict[str, str]:

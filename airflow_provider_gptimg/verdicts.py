@@ -12,6 +12,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_gptimg.exceptions import (
     GptImgAuthError,
+    GptImgError,
     GptImgInsufficientCreditsError,
     GptImgRateLimitError,
     GptImgRequestError,
@@ -27,7 +28,7 @@ except ImportError:  # before Airflow 3.3
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-__all__ = ["airflow_verdict", "retry_policy_argument"]
+__all__ = ["airflow_verdict", "is_final", "retry_policy_argument"]
 
 # The same attempt again would end the same.
 _FINAL = (
@@ -36,6 +37,14 @@ _FINAL = (
     GptImgRequestError,
     GptImgTaskNotFoundError,
 )
+
+
+def is_final(error: GptImgError, on_unknown: str = "fail") -> bool:
+    """Return whether another attempt would end the same.
+
+    :param on_unknown: `resubmit` lets an unknown submission be retried.
+    """
+    return isinstance(error, _FINAL) or (isinstance(error, GptImgSubmissionUnknownError) and on_unknown != "resubmit")
 
 
 @contextmanager
@@ -47,10 +56,8 @@ def airflow_verdict(on_unknown: str = "fail") -> Iterator[None]:
     """
     try:
         yield
-    except _FINAL as error:
-        raise AirflowFailException(str(error)) from error
-    except GptImgSubmissionUnknownError as error:
-        if on_unknown == "resubmit":
+    except GptImgError as error:
+        if not is_final(error, on_unknown):
             raise
         raise AirflowFailException(str(error)) from error
 

@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What became of each request of a batch, kept in the task instance's state so that no attempt pays twice.
+
+A request is known by its fingerprint, and by how many equal ones stand before it: a list in another order is the same
+batch. A get from the state store takes about 13 ms and a set 21 ms, so records stand together in pages.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_gptimg.api.requests import ImageRequest
+from airflow_provider_gptimg.exceptions import GptImgError, GptImgSubmissionUnknownError
+from airflow_provider_gptimg.submission import Decision, SubmissionRecord, decide
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_gptimg.api.tasks import ImageTask
+    from airflow_provider_gptimg.batch.requests import BatchRequest
+    from airflow_provider_gptimg.mirror import MirroredObject
+
+__all__ = ["HEADER_KEY", "PAGE_SIZE", "Entry", "Ledger", "Standing", "page_key"]
+
+HEADER_KEY = "gptimg_batch"
+PAGE_SIZE = 16
+"""Requests whose records stand in one value: with four images each, below the 64 KB that Airflow wants of a value."""
+
+_VERSION = 1
+
+
+def page_key(page: int) -> str:
+    """Return the key of a page in the state store."""
+    return f"{HEADER_KEY}_{page}"
+
+
+class Standing(Enum):
+    """How a request stands in this attempt."""
+
+    PENDING = "to be submitted"
+    IN_FLIGHT = "submitted"
+    MIRRORED = "mirrored"
+    FAILED = "failed in this attempt"
+    UNKNOWN = "submitted, and nobody knows the outcome"
+
+
+@dataclass(eq=False)
+class Entry:
+    """One request's record.
+
+    :param occurrence: Number of equal requests before this one.
+    :param submission: As of a single submission; None: there is none that counts.
+    :param submitted_by: Number of the attempt that submitted it.
+    :param mirrored: When the API made its images, and facts of their objects in S3, in the images' order.
+    :param asked: The request; None: it is not asked for any more.
+    :param error: What ended it in attempt `failed_by`, as :meth:`GptImgError.as_dict`. Another attempt forgets it.
+    """
+
+    fingerprint: str
+    occurrence: int
+    page: int
+    submission: SubmissionRecord | None = None
+    submitted_by: int = 0
+    mirrored: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+    failed_by: int = 0
+    asked: BatchRequest | None = None
+
+    @property
+    def task_id(self) -> str:
+        """The id of its image task; empty if none is known."""
+        return (self.submission and self.submission.task_id) or ""
+
+    @property
+    def place(self) -> str:
+        """The key of its page in the state store."""
+        return page_key(self.page)
+
+    @property
+    def name(self) -> str:
+        """How a person finds it."""
+        return self.asked.name if self.asked else f"a request that is not asked for any more, in {self.place!r}"
+
+    @property
+    def request(self) -> ImageRequest:
+        """What is asked for."""
+        assert self.asked is not None  # noqa: S101 - a record that is not asked for is not worked on
+        return self.asked.request
+
+    def standing(self, max_tries: int, try_number: int, on_unknown: str) -> Standing:
+        """Return how the request stands.
+
+        :param max_tries: Of the task instance, now; likewise `try_number`.
+        :param on_unknown: `fail` or `resubmit`.
+        """
+        if self.error is not None and self.failed_by == try_number:
+            return Standing.FAILED
+        decision = decide(self.submission, self.fingerprint, max_tries, on_unknown)
+        if decision is Decision.STOP:
+            return Standing.UNKNOWN
+        if decision is Decision.SUBMIT_UNKNOWN and self.submitted_by == try_number:
+            return Standing.UNKNOWN  # it is for the next attempt to submit again
+        if decision is not Decision.TAKE_UP:
+            return Standing.PENDING
+        return Standing.IN_FLIGHT if self.mirrored is None else Standing.MIRRORED
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON values."""
+        fields: dict[str, Any] = {"fingerprint": self.fingerprint, "occurrence": self.occurrence}
+        if self.submission is not None:
+            fields |= {name: value for name, value in self.submission.to_json().items() if value is not None}
+            fields |= {"submitted_by": self.submitted_by}
+        if self.mirrored is not None:
+            fields |= {"mirrored": self.mirrored}
+        if self.error is not None:
+            fields |= {"error": self.error, "failed_by": self.failed_by}
+        return fields
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], page: int, delivered_max_tries: int | None) -> Entry:
+        """Return the record that `value` holds.
+
+        :param delivered_max_tries: `max_tries` when the batch last succeeded; later submissions were not part of it.
+        """
+        submission = SubmissionRecord.from_json(value) if "submitted_at" in value else None
+        mirrored = value.get("mirrored")
+        if submission and mirrored and delivered_max_tries is not None and submission.max_tries <= delivered_max_tries:
+            submission = replace(submission, delivered_max_tries=delivered_max_tries)
+        return cls(
+            fingerprint=str(value.get("fingerprint")),
+            occurrence=value.get("occurrence", 0),
+            page=page,
+            submission=submission,
+            submitted_by=value.get("submitted_by", 0),
+            mirrored=mirrored,
+            error=value.get("error"),
+            failed_by=value.get("failed_by", 0),
+        )
+
+
+class Ledger:
+    """The records of a batch, and the attempt that keeps them.
+
+    :param context: Airflow's task context. Without a state store (before Airflow 3.3) they last as long as this object.
+    :param conn_id: Part of a request's identity.
+    """
+
+    def __init__(self, context: Context, conn_id: str) -> None:
+        ti: Any = context.get("ti")
+        store = context.get("task_state_store")
+        self.lasts = store is not None
+        self.max_tries = int(getattr(ti, "max_tries", 0) or 0)
+        self.try_number = int(getattr(ti, "try_number", 1) or 1)
+        self._store: Any = store if store is not None else _Memory()
+        self._conn_id = conn_id
+        self._pages: list[list[Entry]] = []
+        self._announced = 0
+        self._delivered_max_tries: int | None = None
+        self._read()
+
+    def enter(self, requests: Sequence[BatchRequest]) -> list[Entry]:
+        """Return the record of each request, in their order; new ones are made, and written with the first change."""
+        known = {(entry.fingerprint, entry.occurrence): entry for entry in self._entries}
+        seen: Counter[str] = Counter()
+        entered = []
+        for asked in requests:
+            fingerprint = asked.request.fingerprint(self._conn_id)
+            entry = known.get((fingerprint, seen[fingerprint])) or self._new(fingerprint, seen[fingerprint])
+            entry.asked = asked
+            seen[fingerprint] += 1
+            entered.append(entry)
+        return entered
+
+    @property
+    def strays(self) -> list[Entry]:
+        """The records of submits whose requests are not asked for any more."""
+        return [entry for entry in self._entries if entry.asked is None and entry.submission is not None]
+
+    def standing(self, entry: Entry, on_unknown: str) -> Standing:
+        """Return how a request stands in this attempt."""
+        return entry.standing(self.max_tries, self.try_number, on_unknown)
+
+    def intend(self, entry: Entry) -> None:
+        """Note, before the POST, that a request is submitted; written by the next :meth:`write`."""
+        entry.submission = SubmissionRecord(entry.fingerprint, entry.request.credits, time.time(), self.max_tries)
+        entry.submitted_by = self.try_number
+        entry.mirrored = entry.error = None
+
+    def accept(self, entry: Entry, task_id: str) -> None:
+        """Note that an intended submit was accepted; written by the next :meth:`write`."""
+        assert entry.submission is not None  # noqa: S101 - as intended
+        entry.submission = replace(entry.submission, task_id=task_id)
+
+    def mirror(self, entry: Entry, task: ImageTask, objects: Iterable[MirroredObject]) -> None:
+        """Note where the images are now; written by the next :meth:`write`."""
+        entry.mirrored = {
+            "created_at": task.created_at,
+            "updated_at": task.updated_at,
+            "objects": [
+                {
+                    "bucket": mirrored.bucket,
+                    "key": mirrored.key,
+                    "content_type": mirrored.content_type,
+                    "size": mirrored.size,
+                    "sha256": mirrored.sha256,
+                    "pixels": mirrored.pixels,
+                    "source_url": mirrored.source_url,
+                    "skipped": mirrored.skipped,
+                }
+                for mirrored in objects
+            ],
+        }
+
+    def fail(self, entry: Entry, error: GptImgError) -> None:
+        """Note what ended a request in this attempt; written by the next :meth:`write`."""
+        fact = error.as_dict()
+        entry.error = {**fact, "message": fact["message"][:500]}
+        entry.failed_by = self.try_number
+
+    def write(self, entries: Iterable[Entry]) -> None:
+        """Write the pages that hold these records."""
+        if len(self._pages) > self._announced:
+            self._write_header()
+        for page in sorted({entry.page for entry in entries}):
+            self._set(page_key(page), [entry.to_json() for entry in self._pages[page]])
+
+    def deliver(self) -> None:
+        """Note that the batch succeeded: from now on, clearing the task means "make new ones"."""
+        self._delivered_max_tries = self.max_tries
+        self._write_header()
+
+    def _write_header(self) -> None:
+        header: dict[str, Any] = {"version": _VERSION, "pages": len(self._pages)}
+        if self._delivered_max_tries is not None:
+            header["delivered_max_tries"] = self._delivered_max_tries
+        self._set(HEADER_KEY, header)
+        self._announced = len(self._pages)
+
+    @property
+    def _entries(self) -> Iterable[Entry]:
+        return (entry for page in self._pages for entry in page)
+
+    def _new(self, fingerprint: str, occurrence: int) -> Entry:
+        if not self._pages or len(self._pages[-1]) >= PAGE_SIZE:
+            self._pages.append([])
+        entry = Entry(fingerprint, occurrence, page=len(self._pages) - 1)
+        self._pages[-1].append(entry)
+        return entry
+
+    def _read(self) -> None:
+        header = self._store.get(HEADER_KEY)
+        if header is None:
+            return
+        if not isinstance(header, Mapping) or not isinstance(header.get("pages"), int):
+            raise _unreadable(HEADER_KEY)
+        self._delivered_max_tries = header.get("delivered_max_tries")
+        self._announced = header["pages"]
+        for page in range(self._announced):
+            values = self._store.get(page_key(page), [])
+            if not isinstance(values, list) or not all(isinstance(value, Mapping) for value in values):
+                raise _unreadable(page_key(page))
+            self._pages.append([Entry.from_json(value, page, self._delivered_max_tries) for value in values])
+
+    def _set(self, key: str, value: Any) -> None:
+        if self.lasts:
+            from airflow.sdk.execution_time.context import NEVER_EXPIRE
+
+            # Kept as long as its DAG run: an expired record would let a retry pay again.
+            self._store.set(key, value, retention=NEVER_EXPIRE)
+
+
+class _Memory:
+    """No state store."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return default
+
+
+def _unreadable(key: str) -> GptImgSubmissionUnknownError:
+    return GptImgSubmissionUnknownError(
+        f"The record {key!r} in the task instance's state is not what this release writes, so what was paid for cannot "
+        "be known. Restore it, or delete all records gptimg_batch… (in Airflow's UI under Storage) to submit all anew"
+    )

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a batch is asked for: a list of requests, or an S3 object with one request a line, checked as a whole."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_provider_gptimg.api.requests import ImageRequest, split_s3_uri
+from airflow_provider_gptimg.exceptions import GptImgRequestError
+
+__all__ = ["BatchRequest", "read_requests"]
+
+_ARGUMENTS = ("prompt", "aspect_ratio", "n", "reference_images", "extra_body")
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """One request of a batch.
+
+    :param name: How a person finds it, e.g. `requests[3]` or `line 4 of s3://…`.
+    """
+
+    name: str
+    request: ImageRequest
+
+
+def read_requests(
+    requests: Any, read_object: Callable[[str, str], str], references_field: str = "image_urls"
+) -> list[BatchRequest]:
+    """Return the requests that an operator's `requests` stands for.
+
+    :param requests: A list of prompts or of dicts of submit arguments, or the `s3://` URI of an object of them:
+        CSV with a header if its key ends in `.csv`, else JSON Lines.
+    :param read_object: Returns the text of an S3 object, given bucket and key.
+    :param references_field: Name of the reference-image field on the wire.
+    :raises GptImgRequestError: At least one is wrong; the message names it and its argument.
+    """
+    if not isinstance(requests, str):
+        return _check_all(_list_requests(requests), references_field)
+    if not requests.startswith("s3://") or not all(location := split_s3_uri(requests)):
+        raise GptImgRequestError(
+            f"requests={requests!r:.120} is neither a list nor 's3://bucket/key' of a CSV or JSON Lines object"
+        )
+    text = read_object(*location)
+    parse = _read_csv if requests.lower().endswith(".csv") else _read_json_lines
+    entries = ((f"line {number} of {requests}", entry) for number, entry in parse(text, requests))
+    return _check_all(entries, references_field)
+
+
+def _list_requests(requests: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(requests, (str, Mapping)) or not isinstance(requests, Iterable):
+        raise GptImgRequestError(f"requests={requests!r:.120} is not a list of prompts or of dicts of submit arguments")
+    for index, entry in enumerate(requests):
+        yield f"requests[{index}]", entry
+
+
+def _check_all(entries: Iterable[tuple[str, Any]], references_field: str) -> list[BatchRequest]:
+    """Return all requests if each of them is right; else say what is wrong with the first, and name the others."""
+    checked: list[BatchRequest] = []
+    wrong: list[tuple[str, GptImgRequestError]] = []
+    for name, entry in entries:
+        try:
+            checked.append(_check(name, entry, references_field))
+        except GptImgRequestError as error:
+            wrong.append((name, error))
+    if wrong:
+        name, first = wrong[0]
+        others = [other for other, _ in wrong[1:]]
+        more = f". {len(others)} more are wrong: {', '.join(others[:_SHOWN])}" if others else ""
+        more += ", …" if len(others) > _SHOWN else ""
+        raise GptImgRequestError(f"{name}: {first.message}{more}. Nothing was sent")
+    return checked
+
+
+def _check(name: str, entry: Any, references_field: str) -> BatchRequest:
+    arguments = dict(entry) if isinstance(entry, Mapping) else {"prompt": entry}
+    if unknown := sorted(str(argument) for argument in arguments if argument not in _ARGUMENTS):
+        raise GptImgRequestError(f"{unknown[0]!r} is no argument of a request: {', '.join(_ARGUMENTS)} are")
+    request = ImageRequest.check(arguments.pop("prompt", None), **arguments)
+    request.body(references_field)  # refuses an extra_body that sets what has an argument of its own
+    return BatchRequest(name, request)
+
+
+def _read_json_lines(text: str, uri: str) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except ValueError as error:
+            raise GptImgRequestError(
+                f"line {number} of {uri} is no JSON: {error}. Each line is a prompt or an object of submit arguments; "
+                "for CSV, the key must end in .csv"
+            ) from None
+
+
+def _read_csv(text: str, uri: str) -> Iterator[tuple[int, Any]]:
+    """Read rows under a header of argument names. An empty cell is an argument that is not given."""
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = reader.fieldnames or []
+        if "prompt" not in header:
+            raise GptImgRequestError(f"line 1 of {uri} is no header with 'prompt' in it: {header!r:.120}")
+        for row in reader:
+            if None in row:
+                raise GptImgRequestError(
+                    f"line {reader.line_num} of {uri} has more cells than the header: put text with commas into quotes"
+                )
+            cells = {name: cell for name, cell in row.items() if cell and cell.strip()}
+            yield reader.line_num, _read_cells(cells, reader.line_num, uri)
+    except csv.Error as error:
+        raise GptImgRequestError(f"line {reader.line_num} of {uri} is no CSV: {error}") from None
+
+
+def _read_cells(cells: dict[str, Any], number: int, uri: str) -> dict[str, Any]:
+    if references := cells.get("reference_images"):
+        cells["reference_images"] = references.split()
+    if extra_body := cells.get("extra_body"):
+        try:
+            cells["extra_body"] = json.loads(extra_body)
+        except ValueError as error:
+            raise GptImgRequestError(f"line {number} of {uri}: extra_body is no JSON: {error}") from None
+    return cells

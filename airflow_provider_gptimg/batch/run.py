@@ -1,0 +1,416 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a batch goes on: submit while there is room, mirror what is completed, wait for some more, and again."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_gptimg.api.images import FORMATS
+from airflow_provider_gptimg.api.protocol import MAX_ATTEMPTS, MAX_WAIT, backoff
+from airflow_provider_gptimg.api.tasks import ImageTask
+from airflow_provider_gptimg.batch.ledger import Entry, Ledger, Standing
+from airflow_provider_gptimg.batch.report import Report
+from airflow_provider_gptimg.exceptions import (
+    GptImgAuthError,
+    GptImgError,
+    GptImgInsufficientCreditsError,
+    GptImgRateLimitError,
+    GptImgServerError,
+    GptImgSubmissionUnknownError,
+    GptImgTaskFailedError,
+    GptImgTaskNotFoundError,
+    from_dict,
+)
+from airflow_provider_gptimg.polling import Wait
+from airflow_provider_gptimg.telemetry import count, span
+
+if TYPE_CHECKING:
+    from airflow_provider_gptimg.batch.requests import BatchRequest
+    from airflow_provider_gptimg.destination import KeyPattern
+    from airflow_provider_gptimg.hooks.gptimg import GptImgHook, PreparedSubmit
+    from airflow_provider_gptimg.mirror import Mirror
+
+__all__ = ["CHUNK", "Batch", "Limits", "Pace"]
+
+CHUNK = 8
+"""Requests whose submits are under way at a time, so that a kill leaves no more than these unknown."""
+
+_MIRRORED_AT_ONCE = 64
+"""Image tasks that are mirrored before that is written down."""
+_LOOK_AGAIN = 120.0
+"""Seconds after which a wait for all looks at what there is: one image task that hangs must not keep the others."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an operator's arguments say of a batch.
+
+    :param max_in_flight: Image tasks under way at a time.
+    :param on_unknown: `fail` or `resubmit`.
+    :param timeout: Seconds from an image task's submission to its completion.
+    :param aws_conn_id: AWS connection that presigns `s3://` references.
+    """
+
+    max_in_flight: int
+    on_unknown: str
+    timeout: float
+    aws_conn_id: str | None
+    poll_interval: float | None = None
+    first_poll_after: float | None = None
+
+
+@dataclass
+class Pace:
+    """How an attempt may go on, as far as no record tells; it goes along when the task defers.
+
+    :param started_at: When the attempt began, in Unix seconds.
+    :param not_before: When the API wants the next submit at the earliest, in Unix seconds.
+    :param refusals: Rounds in a row in which it accepted nothing.
+    :param refusal: Why it did not accept the last that it did not, as :meth:`GptImgError.as_dict`.
+    :param stopped: The error that ended submission in this attempt, likewise.
+    """
+
+    started_at: float = field(default_factory=time.time)
+    not_before: float = 0.0
+    refusals: int = 0
+    refusal: dict[str, Any] | None = None
+    stopped: dict[str, Any] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return asdict(self)
+
+
+class Batch:
+    """What one worker does of a batch. All that it knows comes from the ledger, so it can end at any moment.
+
+    :param mirror: Where images go.
+    :param pattern: Its keys: what was mirrored under others is mirrored again.
+    """
+
+    def __init__(
+        self,
+        hook: GptImgHook,
+        ledger: Ledger,
+        requests: Sequence[BatchRequest],
+        limits: Limits,
+        pace: Pace,
+        mirror: Mirror,
+        pattern: KeyPattern,
+        log: Any,
+    ) -> None:
+        self.entries = ledger.enter(requests)
+        self.pace = pace
+        self._hook = hook
+        self._ledger = ledger
+        self._limits = limits
+        self._mirror = mirror
+        self._log = log
+        self._wait = Wait(hook.settings.schedule(limits.poll_interval, limits.first_poll_after))
+        self._pending: deque[Entry] = deque()
+        self._in_flight: dict[str, Entry] = {}
+        self._completed: list[tuple[Entry, ImageTask]] = []
+        self._refused: dict[Entry, int] = {}
+        for entry in self.entries:
+            standing = self.standing(entry)
+            if standing is Standing.PENDING:
+                self._pending.append(entry)
+            elif standing is Standing.IN_FLIGHT or (standing is Standing.MIRRORED and not _is_at(entry, pattern)):
+                self._in_flight[entry.task_id] = entry
+
+    def standing(self, entry: Entry) -> Standing:
+        """Return how a request stands in this attempt."""
+        return self._ledger.standing(entry, self._limits.on_unknown)
+
+    def look(self) -> None:
+        """Ask once for what was submitted before and may be finished by now.
+
+        :raises GptImgAuthError: The key was rejected.
+        """
+        now, first_poll_after = time.time(), self._wait.schedule.first_poll_after
+        ripe = []
+        for task_id, entry in self._in_flight.items():
+            first = _submitted_at(entry) + first_poll_after
+            if first <= now:
+                ripe.append(task_id)
+            else:
+                self._wait.add([task_id], first)
+        self._hook.ask(self._wait, ripe)
+        self._take()
+
+    def work(self) -> bool:
+        """Submit and mirror all that can be now, and return whether there is something to wait for.
+
+        :raises GptImgError: No submit and no wait can go well, e.g. since the key was rejected.
+        """
+        self._expire()
+        self._submit()
+        self._mirror_completed()
+        self._give_up_if_refused()
+        self._log.info(
+            "Batch of %d: %d under way, %d to be submitted, %d mirrored",
+            len(self.entries),
+            len(self._in_flight),
+            len(self._pending),
+            sum(entry.mirrored is not None for entry in self.entries),
+        )
+        return bool(self._in_flight) or self._may_submit
+
+    @property
+    def can_defer(self) -> bool:
+        """Whether another process can go on, and there is time enough to start one."""
+        short_pause = self._is_paused and self.pace.not_before - time.time() <= MAX_WAIT
+        return self._ledger.lasts and bool(self._in_flight) and not short_pause
+
+    def hold(self) -> None:
+        """Wait on this worker until an image task is final, one is out of time, or a pause is over.
+
+        :raises GptImgAuthError: The key was rejected.
+        """
+        until = self._until()
+        if self._in_flight:
+            self._hook.watch(self._wait, until=until, enough=1)
+            self._take()
+        elif until is not None:
+            time.sleep(max(0.0, until - time.time()))
+
+    def trigger_arguments(self) -> dict[str, Any]:
+        """Return what tells :class:`GptImgTaskTrigger` to wait for the same in the triggerer."""
+        planned = self._wait.planned
+        # While requests are left, half of those under way make room for as many; then it waits for the rest.
+        wake_after = max(1, len(planned) // 2) if self._may_submit else None
+        return {
+            "gptimg_task_id": list(planned),
+            "gptimg_conn_id": self._hook.gptimg_conn_id,
+            "poll_interval": self._limits.poll_interval,
+            "first_poll_after": self._limits.first_poll_after,
+            "deadline": min(filter(None, (self._until(), max(planned.values()) + _LOOK_AGAIN))),
+            "first_poll_at": list(planned.values()),
+            "wake_after": wake_after,
+        }
+
+    def report(self) -> Report:
+        """Return how each request ended."""
+        pending = set(self._pending)
+        ended: dict[Standing, list[Entry]] = {standing: [] for standing in Standing}
+        for entry in self.entries:
+            ended[Standing.PENDING if entry in pending else self.standing(entry)].append(entry)
+        strays = [stray for stray in self._ledger.strays if self.standing(stray) is Standing.UNKNOWN]
+        return Report(
+            mirrored=ended[Standing.MIRRORED],
+            failed=ended[Standing.FAILED],
+            unknown=ended[Standing.UNKNOWN] + strays,
+            not_submitted=ended[Standing.PENDING],
+            stopped=from_dict(self.pace.stopped) if self.pace.stopped else None,
+            on_unknown=self._limits.on_unknown,
+            try_number=self._ledger.try_number,
+        )
+
+    @property
+    def _may_submit(self) -> bool:
+        return bool(self._pending) and self.pace.stopped is None
+
+    @property
+    def _is_paused(self) -> bool:
+        """Whether there are requests and room for them, and only the API's wish for a pause keeps them back."""
+        return self._may_submit and self._room > 0
+
+    @property
+    def _room(self) -> int:
+        return max(0, self._limits.max_in_flight - len(self._in_flight))
+
+    def _until(self) -> float | None:
+        """Return when something has to be done even if no image task is final, in Unix seconds."""
+        moments = [self._deadline(entry) for entry in self._in_flight.values()]
+        if self._is_paused:
+            moments.append(self.pace.not_before)
+        return min(moments, default=None)
+
+    def _deadline(self, entry: Entry) -> float:
+        """Return when an image task is out of time. If that was before this attempt, it gets all of it anew."""
+        deadline = _submitted_at(entry) + self._limits.timeout
+        return deadline if deadline > self.pace.started_at else self.pace.started_at + self._limits.timeout
+
+    def _expire(self) -> None:
+        """Ask once more for what is out of time, and wait no longer for it."""
+        now = time.time()
+        expired = [task_id for task_id, entry in self._in_flight.items() if self._deadline(entry) <= now]
+        if not expired:
+            return
+        self._wait.forget(expired)
+        self._hook.ask(self._wait, expired)
+        self._take()
+        late = [self._in_flight.pop(task_id) for task_id in expired if task_id in self._in_flight]
+        self._wait.forget(entry.task_id for entry in late)
+        for entry in late:
+            self._fail(entry, self._wait.outcome(entry.task_id))
+        self._ledger.write(late)
+
+    def _take(self) -> None:
+        """Take in what polls have brought."""
+        failed = []
+        for task_id in list(self._wait.outcomes):
+            outcome = self._wait.outcome(task_id)
+            del self._wait.outcomes[task_id]
+            entry = self._in_flight.pop(task_id, None)
+            if entry is None:
+                continue
+            if isinstance(outcome, ImageTask):
+                self._completed.append((entry, outcome))
+            elif isinstance(outcome, GptImgTaskFailedError) and entry.submitted_by < self._ledger.try_number:
+                self._log.info("%s: %s: submitting anew", entry.name, outcome)
+                self._pending.append(entry)
+            else:
+                self._fail(entry, outcome)
+                failed.append(entry)
+        self._ledger.write(failed)
+
+    def _fail(self, entry: Entry, error: Any) -> None:
+        if isinstance(error, GptImgTaskNotFoundError):
+            error.message += f". Its record is in {entry.place!r} of the task instance's state, in the UI under Storage"
+        self._log.warning("%s: %s", entry.name, error)
+        self._ledger.fail(entry, error)
+
+    def _submit(self) -> None:
+        """Submit while there is room, until the API wants a pause or refuses to go on."""
+        while self._may_submit and self._room and time.time() >= self.pace.not_before:
+            size = min(CHUNK, self._room, len(self._pending))
+            self._submit_chunk([self._pending.popleft() for _ in range(size)])
+
+    def _submit_chunk(self, chunk: list[Entry]) -> None:
+        prepared: dict[Entry, PreparedSubmit] = {}
+        for entry in chunk:
+            try:
+                prepared[entry] = self._hook.prepare_submit(entry.request, self._limits.aws_conn_id)
+            except GptImgError as error:
+                self._fail(entry, error)
+        before = {entry: (entry.submission, entry.submitted_by, entry.mirrored) for entry in prepared}
+        for entry in prepared:
+            self._ledger.intend(entry)
+        self._ledger.write(chunk)
+        outcomes: dict[Entry, ImageTask | GptImgError] = {}
+
+        def send(entry: Entry) -> None:
+            try:
+                outcomes[entry] = self._hook.submit_prepared(prepared[entry], max_attempts=1)
+            except GptImgError as error:
+                outcomes[entry] = error
+
+        try:
+            with span("submit", requests=len(prepared)), ThreadPoolExecutor(CHUNK) as pool:
+                list(pool.map(send, prepared))
+        finally:
+            # Also when Airflow ends the task just now: what is known is worth writing down.
+            for entry, outcome in outcomes.items():
+                if isinstance(outcome, ImageTask):
+                    self._accept(entry, outcome)
+                elif not isinstance(outcome, GptImgSubmissionUnknownError):
+                    entry.submission, entry.submitted_by, entry.mirrored = before[entry]
+            self._settle({entry: outcomes[entry] for entry in chunk if entry in outcomes})
+            self._ledger.write(chunk)
+
+    def _accept(self, entry: Entry, task: ImageTask) -> None:
+        credits = entry.request.credits
+        # Logged first: if the record cannot be written, this line tells a person what was paid for.
+        self._log.info("%s: submitted image task %s: %d credits", entry.name, task.task_id, credits)
+        self._ledger.accept(entry, task.task_id)
+        self._in_flight[task.task_id] = entry
+        self._wait.add([task.task_id], _submitted_at(entry) + self._wait.schedule.next_poll_in(0.0))
+        count("submissions", outcome="accepted")
+        count("credits", credits, outcome="charged")
+
+    def _settle(self, outcomes: Mapping[Entry, ImageTask | GptImgError]) -> None:
+        """Decide for each submit that was not accepted what becomes of it, and how to go on."""
+        later: list[GptImgError] = []
+        unknown: list[GptImgError] = []
+        for entry, outcome in reversed(list(outcomes.items())):
+            if isinstance(outcome, ImageTask):
+                continue
+            if isinstance(outcome, GptImgSubmissionUnknownError):
+                count("submissions", outcome="unknown")
+                self._log.error("%s: %s", entry.name, outcome)
+                unknown.append(outcome)
+                continue
+            count("submissions", outcome="refused")
+            if isinstance(outcome, (GptImgInsufficientCreditsError, GptImgAuthError)):
+                self._stop(outcome)
+                self._pending.appendleft(entry)
+            elif isinstance(outcome, (GptImgRateLimitError, GptImgServerError)):
+                later.append(outcome)
+                self._retry_later(entry, outcome)
+            else:
+                self._fail(entry, outcome)
+        self._pause(later, accepted=any(isinstance(outcome, ImageTask) for outcome in outcomes.values()))
+        sent_by_now = [e for e in self.entries if e.submitted_by == self._ledger.try_number and not e.task_id]
+        if unknown and (len(unknown) == len(outcomes) or len(sent_by_now) > CHUNK):
+            # Something between here and the API swallows answers: each further submit would be a gamble.
+            self._stop(unknown[0])
+
+    def _retry_later(self, entry: Entry, error: GptImgError) -> None:
+        if isinstance(error, GptImgRateLimitError):
+            self._pending.appendleft(entry)
+            return
+        self._refused[entry] = self._refused.get(entry, 0) + 1
+        if self._refused[entry] >= MAX_ATTEMPTS:
+            self._fail(entry, error)
+        else:
+            self._pending.append(entry)
+
+    def _pause(self, refused: Sequence[GptImgError], accepted: bool) -> None:
+        """Slow down as the API asks, and more when it goes on to accept nothing."""
+        self.pace.refusals = self.pace.refusals + 1 if refused and not accepted else 0
+        if not refused:
+            return
+        self.pace.refusal = refused[0].as_dict()
+        wanted = [error.retry_after for error in refused if isinstance(error, GptImgRateLimitError)]
+        pause = backoff(max(1, self.pace.refusals), max(filter(None, wanted), default=None))
+        if self.pace.refusals >= MAX_ATTEMPTS:
+            pause = max(pause, MAX_WAIT)
+        self.pace.not_before = time.time() + pause
+        self._log.info("%s. The next submit is in %.0f s", refused[0], pause)
+
+    def _give_up_if_refused(self) -> None:
+        """End submission in this attempt if there is nothing else to do than to wait long until the API accepts."""
+        pause = self.pace.not_before - time.time()
+        long = pause > MAX_WAIT or (pause > 0 and self.pace.refusals >= MAX_ATTEMPTS)
+        if long and self._may_submit and not self._in_flight and self.pace.refusal:
+            self._stop(from_dict(self.pace.refusal))
+
+    def _stop(self, error: GptImgError) -> None:
+        if self.pace.stopped is None:
+            self._log.error("No more submits in this attempt: %s", error)
+            self.pace.stopped = error.as_dict()
+
+    def _mirror_completed(self) -> None:
+        """Mirror what is completed; page by page, since a page is written as a whole."""
+        self._completed.sort(key=lambda done: done[0].page)
+        while self._completed:
+            group = self._completed[:_MIRRORED_AT_ONCE]
+            copied = self._mirror.copy(task for _, task in group)
+            for entry, task in group:
+                result = copied[task.task_id]
+                if isinstance(result, GptImgError):
+                    self._fail(entry, result)
+                else:
+                    self._ledger.mirror(entry, task, result)
+            self._ledger.write(entry for entry, _ in group)
+            del self._completed[: len(group)]
+
+
+def _is_at(entry: Entry, pattern: KeyPattern) -> bool:
+    """Return whether a request's objects are where `pattern` puts them."""
+    extensions = {known.content_type: known.extension for known in FORMATS}
+    return entry.mirrored is not None and all(
+        fact["bucket"] == pattern.bucket
+        and fact["key"] == pattern.key(entry.task_id, index, extensions.get(fact["content_type"], ""))
+        for index, fact in enumerate(entry.mirrored["objects"])
+    )
+
+
+def _submitted_at(entry: Entry) -> float:
+    return entry.submission.submitted_at if entry.submission else 0.0

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The TaskFlow decorator `@task.gptimg_batch`: a function returns many requests, the task brings their images to S3."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import (
+    DecoratedOperator,
+    TaskDecorator,
+    context_merge,
+    determine_kwargs,
+    task_decorator_factory,
+)
+
+from airflow_provider_gptimg.operators.gptimg_batch import GptImgBatchToS3Operator
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+__all__ = ["gptimg_batch_task"]
+
+_REQUESTS_KEY = "requests"
+
+
+class _GptImgBatchDecoratedOperator(DecoratedOperator, GptImgBatchToS3Operator):
+    """Mirror the images of the requests that a function returns, and return a summary (dict)."""
+
+    # Without the requests: what the function returns may hold foreign text, which must not be rendered.
+    template_fields: Sequence[str] = (
+        *DecoratedOperator.template_fields,
+        *(name for name in GptImgBatchToS3Operator.template_fields if name != "requests"),
+    )
+    custom_operator_name = "@task.gptimg_batch"
+
+    def __init__(
+        self,
+        *,
+        python_callable: Callable[..., Any],
+        op_args: Collection[Any] | None = None,
+        op_kwargs: Mapping[str, Any] | None = None,
+        retry_policy: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            python_callable=python_callable,
+            op_args=op_args,
+            op_kwargs=op_kwargs,
+            retry_policy=retry_policy,
+            requests=(),  # the function says them
+            **kwargs,
+        )
+
+    def execute(self, context: Context) -> Any:
+        """Call the function, submit what it returns, and return the summary.
+
+        :raises GptImgError: As :meth:`GptImgBatchToS3Operator.execute`.
+        """
+        context_merge(context, self.op_kwargs)
+        kwargs = determine_kwargs(self.python_callable, self.op_args, context)
+        returned = self.python_callable(*self.op_args, **kwargs)
+        lazy = isinstance(returned, Iterable) and not isinstance(returned, (str, Mapping))
+        self.requests = list(returned) if lazy else returned
+        if self.deferrable:
+            # Asked again after each deferral, the function might say something else, which would be paid for anew.
+            context["ti"].xcom_push(key=_REQUESTS_KEY, value=self.requests)
+        return super().execute(context)
+
+    def execute_complete(  # type: ignore[override]
+        self, context: Context, event: Any = None, *, pace: dict[str, Any]
+    ) -> Any:
+        """Go on with the same requests after the trigger has fired.
+
+        :raises GptImgError: As :meth:`GptImgBatchToS3Operator.execute`.
+        """
+        ti = context["ti"]
+        self.requests = ti.xcom_pull(task_ids=ti.task_id, key=_REQUESTS_KEY, map_indexes=ti.map_index)
+        return super().execute_complete(context, event, pace=pace)
+
+
+def gptimg_batch_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
+    """Make a task of a function that returns a list of prompts or of dicts of submit arguments, or its `s3://` URI.
+
+    The task's XCom is the summary of :class:`GptImgBatchToS3Operator`. What the function returns is not rendered as
+    Jinja. What it returns at a retry that it did not return before is submitted, and paid for: keep it deterministic.
+
+    :param python_callable: The function.
+    :param kwargs: Arguments of :class:`GptImgBatchToS3Operator`.
+    """
+    kwargs.setdefault("multiple_outputs", False)
+    return task_decorator_factory(
+        python_callable=python_callable, decorated_operator_class=_GptImgBatchDecoratedOperator, **kwargs
+    )

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The batch operator: many requests in one Airflow task, each paid for once, their images in S3."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_gptimg.transfers.gptimg_to_s3 import GptImgToS3Operator
+from airflow_provider_gptimg.verdicts import airflow_verdict
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_gptimg.batch.ledger import Ledger
+    from airflow_provider_gptimg.batch.requests import BatchRequest
+    from airflow_provider_gptimg.batch.run import Batch, Limits, Pace
+    from airflow_provider_gptimg.destination import Destination, KeyPattern
+    from airflow_provider_gptimg.hooks.gptimg import GptImgHook
+    from airflow_provider_gptimg.manifest import Manifest
+    from airflow_provider_gptimg.s3_store import S3Store
+
+__all__ = ["GptImgBatchToS3Operator"]
+
+
+class GptImgBatchToS3Operator(GptImgToS3Operator):
+    """Submit many requests in one task, mirror their images to S3 as they finish, and return a summary (dict).
+
+    Each request is paid for once: a retry, or a clear after a failure, does only what is missing (Airflow 3.3 and
+    newer). A kill leaves at most 8 submits with an unknown outcome, which are not repeated silently. All requests are
+    checked before the first is sent. A low balance ends submission; what was accepted is delivered.
+
+    The summary counts requests (`mirrored`, `failed`, `unknown`, `not_submitted`), `images`, `bytes` and `credits`
+    (charged and not refunded), names the `manifest` and the first `errors`, and is less than 4 KiB.
+
+    All arguments of :class:`GptImgToS3Operator` but `gptimg_task_id`, where `timeout` counts for each image task, and:
+
+    :param requests: A list of prompts, or of dicts of submit arguments; or the `s3://` URI of such a list: CSV with a
+        header of argument names if it ends in `.csv`, else JSON Lines (templated; what stands in S3 is not).
+    :param max_in_flight: Image tasks under way at a time.
+    :param max_credits: Refuse, before anything is sent, a batch that would cost more; also as text; None: no limit
+        (templated).
+    :param on_partial_failure: `fail`, after everything else is done, or `succeed` if at least one request is mirrored.
+    :param on_unknown_submission: What to do if a submit was sent and its outcome is unknown: `fail`, for a person
+        to decide, or `resubmit` at the next attempt, which may pay twice. None: the connection's, else `fail`.
+    """
+
+    template_fields: Sequence[str] = (
+        "requests",
+        "max_credits",
+        *(name for name in GptImgToS3Operator.template_fields if name != "gptimg_task_id"),
+    )
+    ui_color = "#fce7f3"
+
+    def __init__(
+        self,
+        *,
+        requests: Any,
+        max_in_flight: int = 20,
+        max_credits: int | str | None = None,
+        on_partial_failure: str = "fail",
+        on_unknown_submission: str | None = None,
+        retry_policy: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(gptimg_task_id=None, retry_policy=retry_policy, **kwargs)
+        self.requests = requests
+        self.max_in_flight = max_in_flight
+        self.max_credits = max_credits
+        self.on_partial_failure = on_partial_failure
+        self.on_unknown_submission = on_unknown_submission
+
+    def execute(self, context: Context) -> Any:
+        """Return the summary, or defer until there is more to do.
+
+        :raises AirflowFailException: No other attempt would end otherwise; its cause is the error.
+        :raises GptImgError: As the README's table of errors says.
+        """
+        from airflow_provider_gptimg.batch.run import Pace
+
+        return self._go_on(context, Pace(), is_first_leg=True)
+
+    def execute_complete(  # type: ignore[override]
+        self, context: Context, event: Any = None, *, pace: dict[str, Any]
+    ) -> Any:
+        """Go on after the trigger has fired.
+
+        :param pace: Of the leg that deferred.
+        :raises GptImgError: As :meth:`execute`.
+        """
+        from airflow_provider_gptimg.batch.run import Pace
+        from airflow_provider_gptimg.waiting import read_event
+
+        with airflow_verdict():
+            read_event(event)
+        return self._go_on(context, Pace(**pace))
+
+    def _go_on(self, context: Context, pace: Pace, is_first_leg: bool = False) -> Any:
+        from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+
+        from airflow_provider_gptimg.batch.ledger import Ledger
+        from airflow_provider_gptimg.batch.run import Batch
+        from airflow_provider_gptimg.hooks.gptimg import GptImgHook
+        from airflow_provider_gptimg.manifest import Manifest
+        from airflow_provider_gptimg.mirror import Mirror
+        from airflow_provider_gptimg.s3_store import S3Store
+
+        with airflow_verdict():
+            destination = self._check_arguments()
+            hook = GptImgHook(self.gptimg_conn_id)
+            limits = self._limits(hook)
+            s3 = S3Hook(aws_conn_id=self.aws_conn_id, verify=self.verify)
+            store = S3Store(s3.conn, destination.put_arguments, self.log)
+            requests = self._read_requests(hook, store)
+            _check_keys(destination.pattern, requests)
+            self._check_cost(requests)
+            manifest = destination.manifest and Manifest(store, *destination.manifest, context, replace=self.replace)
+            if manifest:
+                manifest.claim()
+            ledger = Ledger(context, hook.gptimg_conn_id)
+            if is_first_leg and not ledger.lasts:
+                self.log.warning(
+                    "This Airflow keeps no state for tasks (3.3 and newer do): the batch holds this worker to its end, "
+                    "and if the attempt dies, the next one submits and pays again"
+                )
+            with Mirror(
+                hook,
+                store,
+                destination.pattern,
+                replace=self.replace,
+                max_image_bytes=self.max_image_bytes,
+                concurrency=self.concurrency,
+                log=self.log,
+            ) as mirror:
+                batch = Batch(hook, ledger, requests, limits, pace, mirror, destination.pattern, self.log)
+                self._see_through(batch)
+        with airflow_verdict(limits.on_unknown):
+            return self._conclude(context, batch, ledger, destination.pattern, manifest, s3)
+
+    def _check_arguments(self) -> Destination:
+        from airflow_provider_gptimg.exceptions import GptImgRequestError
+
+        if not isinstance(self.max_in_flight, int) or self.max_in_flight < 1:
+            raise GptImgRequestError(f"max_in_flight={self.max_in_flight!r} is not a whole number of at least 1")
+        if self.on_partial_failure not in ("fail", "succeed"):
+            raise GptImgRequestError(f"on_partial_failure={self.on_partial_failure!r} is neither 'fail' nor 'succeed'")
+        return super()._check_arguments()
+
+    def _limits(self, hook: GptImgHook) -> Limits:
+        from airflow_provider_gptimg.api.requests import check_on_unknown_submission
+        from airflow_provider_gptimg.batch.run import Limits
+
+        on_unknown = check_on_unknown_submission(self.on_unknown_submission)
+        return Limits(
+            max_in_flight=self.max_in_flight,
+            on_unknown=on_unknown or hook.settings.on_unknown_submission or "fail",
+            timeout=self.timeout,
+            aws_conn_id=self.aws_conn_id,
+            poll_interval=self.poll_interval,
+            first_poll_after=self.first_poll_after,
+        )
+
+    def _read_requests(self, hook: GptImgHook, store: S3Store) -> list[BatchRequest]:
+        from airflow_provider_gptimg.batch.requests import read_requests
+
+        return read_requests(self.requests, store.read_text, hook.settings.reference_images_field)
+
+    def _check_cost(self, requests: list[BatchRequest]) -> None:
+        from airflow_provider_gptimg.api.requests import check_max_credits
+
+        cost = sum(asked.request.credits for asked in requests)
+        check_max_credits(self.max_credits, cost, f"this batch of {len(requests)} requests")
+        self.log.info("Batch of %d requests; all of them together cost %d credits", len(requests), cost)
+
+    def _see_through(self, batch: Batch) -> None:
+        """Work and wait until nothing is left to do; where that is better, defer, and go on in another leg."""
+        from airflow_provider_gptimg.triggers.gptimg import GptImgTaskTrigger
+
+        batch.look()
+        while batch.work():
+            if self.deferrable and batch.can_defer:
+                self.defer(
+                    trigger=GptImgTaskTrigger(**batch.trigger_arguments()),
+                    method_name="execute_complete",
+                    kwargs={"pace": batch.pace.as_dict()},
+                )
+            batch.hold()
+
+    def _conclude(
+        self,
+        context: Context,
+        batch: Batch,
+        ledger: Ledger,
+        pattern: KeyPattern,
+        manifest: Manifest | None,
+        s3: Any,
+    ) -> dict[str, Any]:
+        """Tell what there is, also of a batch that failed; then end as `on_partial_failure` says."""
+        from airflow_provider_gptimg.batch.report import mirrored_objects
+        from airflow_provider_gptimg.lineage import describe_outlets, report_to_collector
+
+        report = batch.report()
+        objects, tasks = mirrored_objects(report.mirrored)
+        context["ti"].xcom_push(key="credits", value=report.charged)
+        self._lineage = pattern, objects
+        report_to_collector(s3, objects)
+        if manifest:
+            manifest.write(objects, tasks)
+        summary = report.summary(manifest.uri if manifest else None)
+        self.log.info("Batch: %s", summary)
+        error = report.error()
+        if error and (self.on_partial_failure == "fail" or not report.mirrored):
+            raise error
+        ledger.deliver()
+        describe_outlets(context.get("outlet_events"), self.outlets, pattern, objects, summary["manifest"])
+        return summary
+
+
+def _check_keys(pattern: KeyPattern, requests: list[BatchRequest]) -> None:
+    """Refuse a pattern that gives two images one key, before any image is paid for."""
+    from airflow_provider_gptimg.exceptions import GptImgRequestError
+
+    def same(first: tuple[str, int], second: tuple[str, int]) -> bool:
+        return pattern.key(*first, ".png") == pattern.key(*second, ".png")
+
+    several = any(asked.request.n > 1 for asked in requests)
+    if (len(requests) > 1 and same(("a", 0), ("b", 0))) or (several and same(("a", 0), ("a", 1))):
+        raise GptImgRequestError(
+            f"s3_key={pattern.pattern!r} gives several images of the batch the same key: put {{task_id}} and "
+            "{index} into it"
+        )
