@@ -58,9 +58,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     examples = sorted(path.stem for path in EXAMPLE_DAGS.glob("example_*.py"))
     parser.add_argument("--dag", choices=examples, default="example_gptimg_to_s3", help="default: %(default)s")
-    parser.add_argument("--speed", type=float, default=5.0, help="of the stand-in, as a factor; default: %(default)g")
+    parser.add_argument("--speed", type=_speed, default=5.0, help="of the stand-in, as a factor; default: %(default)g")
     parser.add_argument("--keep", action="store_true", help="leave Airflow up at the end, until Ctrl-C")
     return parser
+
+
+def _speed(text: str) -> float:
+    if not 0 < (factor := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError("must be above 0")
+    return factor
 
 
 def _missing() -> str | None:
@@ -97,14 +103,15 @@ def _run(options: argparse.Namespace) -> int:
     from airflow_provider_gptimg.sandbox import show
     from airflow_provider_gptimg.sandbox.standalone import StandaloneAirflow
 
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
     with _services(options.speed) as services:
         console.print(f"Using {services.names}.")
         airflow = StandaloneAirflow(EXAMPLE_DAGS, services.connections)
         try:
             began = time.monotonic()
             console.print("Starting Airflow in a throw-away home …")
-            airflow.start()
+            with console.status("some 15 s, on an idle machine"):
+                airflow.start()
             started_in = time.monotonic() - began
             console.print(f"It is up after {started_in:.0f} s. Running {options.dag}.\n")
             run = airflow.trigger(options.dag, {"bucket": services.bucket})
@@ -116,7 +123,7 @@ def _run(options: argparse.Namespace) -> int:
                 console.print()
                 show.show_objects(objects, console)
                 show.save_images(objects, services.s3, OUTPUT)
-                console.print(f"\nThese {len(objects)} images are in ./{OUTPUT}/ now.")
+                console.print(f"\nThe images are in ./{OUTPUT}/ too.")
             else:
                 show.show_failures(run, console)
                 console.print(f"\n{options.dag} failed; the log above says why.")

@@ -62,7 +62,7 @@ def show_stages(run: DagRun, console: Console, started_in: float) -> None:
 
     :param started_in: Seconds that Airflow took to start.
     """
-    table = Table("stage", box=None, padding=(0, 2))
+    table = Table("stage", box=None, pad_edge=False, padding=(0, 2))
     table.add_column("seconds", justify="right")
     table.add_row("Airflow's start", f"{started_in:.1f}")
     for ti in run.task_instances():
@@ -83,7 +83,7 @@ def mirrored_objects(run: DagRun) -> list[dict[str, Any]]:
 
 def show_objects(objects: list[dict[str, Any]], console: Console) -> None:
     """Print what is in S3 now."""
-    table = Table(box=None, padding=(0, 2))
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
     table.add_column("object", overflow="fold")
     table.add_column("bytes", justify="right", no_wrap=True)
     table.add_column("sha256", overflow="fold")

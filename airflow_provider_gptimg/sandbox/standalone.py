@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -20,6 +19,8 @@ from types import TracebackType
 import httpx
 import psutil
 
+from airflow_provider_gptimg.sandbox import reaper
+from airflow_provider_gptimg.sandbox.reaper import kill, processes_of
 from airflow_provider_gptimg.sandbox.rest import AirflowApi, DagRun, until
 
 __all__ = ["StandaloneAirflow"]
@@ -31,8 +32,6 @@ _COMPONENTS = {
     "dag-processor": ["dag-processor"],
     "triggerer": ["triggerer", "--skip-serve-logs"],
 }
-_GRACE = 5.0
-"""Seconds that a component has to end by itself."""
 
 
 class StandaloneAirflow:
@@ -56,6 +55,12 @@ class StandaloneAirflow:
 
     def __init__(self, dags_folder: str | Path, env: Mapping[str, str] | None = None) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="gptimg-airflow-")).resolve()
+        self._reaper = subprocess.Popen(  # noqa: S603 - our own command
+            [sys.executable, reaper.__file__, str(self.home)],
+            cwd=self.home.parent,
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
         self.url = f"http://127.0.0.1:{_free_port()}"
         self.password = secrets.token_urlsafe(9)
         self._env = _environment(self.home, self.url, Path(dags_folder).resolve()) | dict(env or {})
@@ -71,7 +76,9 @@ class StandaloneAirflow:
         """
         passwords = Path(self._env["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"])
         passwords.write_text(json.dumps({self.username: self.password}))
-        if self._airflow("db-migrate", ["db", "migrate"]).wait(timeout):
+        migration = self._airflow("db-migrate", ["db", "migrate"])
+        until(lambda: migration.poll() is not None, timeout, "Airflow's database", pause=0.1)
+        if migration.returncode:
             raise RuntimeError(f"Airflow's database could not be made:\n{self.output('db-migrate')}")
         since = time.time()
         for component in _COMPONENTS:
@@ -79,18 +86,11 @@ class StandaloneAirflow:
         until(lambda: self._healthy(since), timeout, "Airflow to be healthy", pause=0.2)
 
     def stop(self) -> None:
-        """End all its processes, by force where need be, and remove its home."""
-        try:
-            for process in self._components.values():
-                process.terminate()
-            psutil.wait_procs(self.processes(), timeout=_GRACE)
-        finally:
-            while left := self.processes():
-                for process in left:
-                    process.kill()
-                psutil.wait_procs(left, timeout=_GRACE)
-            self.api.close()
-            shutil.rmtree(self.home, ignore_errors=True)
+        """Kill all its processes and remove its home. This also happens when the process that made it ends."""
+        self.api.close()
+        self._reaper.communicate()
+        for process in self._components.values():
+            process.wait()
 
     def __enter__(self) -> StandaloneAirflow:
         try:
@@ -130,11 +130,10 @@ class StandaloneAirflow:
         seconds after its last sign of life.
         """
         parent = self._components[component]
-        family = [psutil.Process(parent.pid), *psutil.Process(parent.pid).children(recursive=True)]
-        for process in family:
-            process.kill()
-        psutil.wait_procs(family)
+        children = psutil.Process(parent.pid).children(recursive=True)
+        parent.kill()
         parent.wait()
+        kill(children)
 
     def task_processes(self, run: DagRun, task_id: str, map_index: int = -1) -> tuple[psutil.Process, psutil.Process]:
         """Return the process that a running task instance executes in, and its supervisor, a worker.
@@ -149,7 +148,7 @@ class StandaloneAirflow:
 
     def processes(self) -> list[psutil.Process]:
         """Return all processes that belong to it, orphans too."""
-        return [process for process in psutil.process_iter() if self._is_ours(process)]
+        return processes_of(self.home)
 
     def output(self, component: str, lines: int = 30) -> str:
         """Return the last lines of what a component printed."""
@@ -168,13 +167,6 @@ class StandaloneAirflow:
                 # So that a Ctrl-C reaches only whoever started it, who then stops all of it in order.
                 start_new_session=True,
             )
-
-    def _is_ours(self, process: psutil.Process) -> bool:
-        try:
-            home: str | None = process.environ().get("AIRFLOW_HOME")
-        except psutil.Error:
-            return False
-        return home == str(self.home)
 
     def _healthy(self, since: float, component: str | None = None) -> bool:
         for name, process in self._components.items():
@@ -234,7 +226,7 @@ def _environment(home: Path, url: str, dags_folder: Path) -> dict[str, str]:
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{inherited.get('PATH', '')}",
-        # Lets `processes` tell ours: else a process title is written over its environment.
+        # Lets the reaper tell ours: else a process title is written over its environment.
         "SPT_NOENV": "1",
         "no_proxy": loopback,
         "NO_PROXY": loopback,

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ends all processes of a throw-away Airflow, and removes its home, once nobody holds its standard input.
+
+Whoever started it may end in any way, by a `kill -9` too: the system then closes the pipe.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+__all__ = ["kill", "processes_of"]
+
+
+def processes_of(home: Path) -> list[psutil.Process]:
+    """Return all processes that have `home` as their AIRFLOW_HOME, orphans too."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("AIRFLOW_HOME") == str(home):
+                found.append(process)
+    return found
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    """Kill processes, and wait for their end."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=5)
+
+
+def main() -> None:
+    """Wait for the end of standard input, then clean up."""
+    home = Path(sys.argv[1])
+    sys.stdin.buffer.read()
+    while left := processes_of(home):
+        kill(left)
+    shutil.rmtree(home, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

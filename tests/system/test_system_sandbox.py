@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sandbox as a command: it brings pictures, says what went wrong, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from rich.console import Console
+
+from airflow_provider_gptimg.emulator import Emulator
+from airflow_provider_gptimg.sandbox import StandaloneAirflow, show
+from airflow_provider_gptimg.sandbox.rest import until
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+
+COMMAND = [sys.executable, "-m", "airflow_provider_gptimg.sandbox"]
+
+
+def start(*arguments: str, folder: Path, **env: str) -> subprocess.Popen[str]:
+    """Run the command in `folder`, with all that it makes below."""
+    return subprocess.Popen(
+        [*COMMAND, *arguments],
+        cwd=folder,
+        env=os.environ | {"TMPDIR": str(folder)} | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def left_in(folder: Path) -> list[object]:
+    """Return the Airflow homes below `folder`, and the processes that belong to one."""
+    left: list[object] = list(folder.glob("gptimg-airflow-*"))
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("AIRFLOW_HOME", "").startswith(str(folder)):
+                left.append(process)
+        except psutil.Error:
+            continue
+    return left
+
+
+def test_it_brings_the_pictures_of_an_example(tmp_path):
+    with start("--dag", "example_gptimg_edit", "--speed", "20", folder=tmp_path) as command:
+        output, _ = command.communicate()
+    assert command.returncode == 0, output
+    ((uri, size, sha256),) = re.findall(r"^(s3://gptimg-demo/edits/\S+)\s+([\d,]+)\s+([0-9a-f]{64})$", output, re.M)
+    (picture,) = (tmp_path / "gptimg-out").iterdir()
+    content = picture.read_bytes()
+    assert (f"{len(content):,}", hashlib.sha256(content).hexdigest()) == (size, sha256)
+    assert picture.name == uri.removeprefix("s3://gptimg-demo/edits/").replace("/", "-")
+    assert re.search(r"^\s+[\d.]+ s\s+2  mirror: done$", output, re.M), "elapsed, credits, stage"
+    assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_whatever_ends_it_nothing_is_left(number, tmp_path):
+    with start(folder=tmp_path) as command:
+        # Its home, and a process of Airflow.
+        until(lambda: len(left_in(tmp_path)) > 1, 60, "Airflow to start")
+        command.send_signal(number)
+        command.communicate()
+    assert command.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    until(lambda: not left_in(tmp_path), 30, "all to be gone")
+
+
+def test_the_real_api_needs_a_bucket(tmp_path):
+    with start(folder=tmp_path, GPTIMG_API_KEY="gptimg-key-of-somebody") as command:
+        output, _ = command.communicate()
+    assert command.returncode == 2
+    assert "GPTIMG_BUCKET" in output
+    assert "gptimg-key-of-somebody" not in output
+
+
+def test_a_failed_run_is_told_with_the_log_of_its_task(airflow: StandaloneAirflow, emulator: Emulator):
+    emulator.fault("submit", "fail", error="The prompt was [bold]too bold[/bold]")
+    console = Console(record=True, markup=False, width=200)
+    run = airflow.trigger("example_gptimg_to_s3")
+    assert show.follow(run, console, limit=120) == "failed"
+    show.show_failures(run, console)
+    told = console.export_text()
+    assert re.search(r"^\s+[\d.]+ s\s+4  wait: failed$", told, re.M)
+    assert re.search(r"^\s+[\d.]+ s\s+4  mirror: not run$", told, re.M)
+    assert "log of wait, attempt 1" in told
+    assert "The prompt was [bold]too bold[/bold]" in told
+    assert "log of submit" not in told
