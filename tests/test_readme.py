@@ -70,7 +70,7 @@ def retried(error_type: type[exceptions.GptImgError]) -> bool:
 
 
 def test_defaults_in_the_connection_table_are_those_of_the_code():
-    table = {name: meaning for name, meaning in rows("Connection")[1:]}
+    table = dict(rows("Connection")[1:])
     assert f"`{connection.DEFAULT_BASE_URL}`" in table["host"]
     assert f"({connection.DEFAULT_CALL_TIMEOUT:g})" in table["extra `timeout`"]
     schedule = table["extra `poll_interval`, `first_poll_after`"]
