@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import MutableMapping
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.staticfiles import StaticFiles
 
-from airflow_provider_gptimg.gallery.pictures import PictureUnavailableError, open_picture, read_manifest
+from airflow_provider_gptimg.gallery.pictures import PictureUnavailableError, open_picture
 from airflow_provider_gptimg.gallery.records import read_records
 from airflow_provider_gptimg.gallery.tiles import Picture, Record, find_picture, make_tiles
 
@@ -59,9 +57,8 @@ def make_app() -> FastAPI:
 
 def _tiles(dag_id: str, run_id: Annotated[str, Query()], session: SessionDep, response: Response) -> dict[str, Any]:
     """Return all tiles of a run."""
-    records = [_with_manifest(record) for record in read_records(session, dag_id, run_id)]
     response.headers["cache-control"] = "no-store"
-    return {"tiles": make_tiles(records)}
+    return {"tiles": make_tiles(read_records(session, dag_id, run_id))}
 
 
 async def _picture(
@@ -100,21 +97,9 @@ async def _picture(
 
 def _find(session: Any, place: tuple[str, str, str, int], image_task: str, index: int) -> tuple[Record, Picture] | None:
     for record in read_records(session, *place):
-        record = _with_manifest(record)
         if picture := find_picture(record, image_task, index):
             return record, picture
     return None
-
-
-def _with_manifest(record: Record) -> Record:
-    lines = read_manifest(record).splitlines()
-    listed = []
-    for line in lines:
-        try:
-            listed.append(json.loads(line))
-        except ValueError:
-            continue
-    return replace(record, listed=listed) if listed else record
 
 
 def _etag(picture: Picture) -> str:

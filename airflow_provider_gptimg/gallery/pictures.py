@@ -19,12 +19,11 @@ from airflow_provider_gptimg.api.images import HEAD_BYTES, read_format
 from airflow_provider_gptimg.exceptions import GptImgMediaError
 from airflow_provider_gptimg.gallery.tiles import Picture, Record
 
-__all__ = ["Opened", "PictureUnavailableError", "open_picture", "read_manifest"]
+__all__ = ["Opened", "PictureUnavailableError", "open_picture"]
 
 _CHUNK = 256 * 1024
 _IN_MEMORY = 4 * 1024 * 1024
 _LARGEST_HOSTED = 64 * 1024 * 1024
-_LARGEST_MANIFEST = 8 * 1024 * 1024
 _KEEP_CLIENT = 300
 """Seconds after which a changed AWS connection is heeded."""
 
@@ -58,21 +57,6 @@ def open_picture(record: Record, picture: Picture) -> Opened:
         raise
     except Exception as error:
         raise PictureUnavailableError(f"The image could not be fetched ({type(error).__name__})") from error
-
-
-def read_manifest(record: Record) -> bytes:
-    """Return the manifest that a batch's result names; empty if it names none, or if it is not to be had."""
-    result = record.result
-    uri = result.get("manifest") if isinstance(result, dict) else None
-    if not isinstance(uri, str) or not uri.startswith("s3://"):
-        return b""
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    try:
-        answer = _s3(*_aws_connection(record)).get_object(Bucket=bucket, Key=key)
-        with answer["Body"] as body:
-            return bytes(body.read(_LARGEST_MANIFEST)) if answer["Metadata"].get("gptimg-task-instance") else b""
-    except Exception:
-        return b""
 
 
 def _from_s3(record: Record, picture: Picture) -> Opened:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from airflow.models.renderedtifields import RenderedTaskInstanceFields
@@ -13,14 +15,22 @@ from airflow.models.xcom import XComModel
 from sqlalchemy import and_, exists, or_, select
 from sqlalchemy.orm import Session
 
-from airflow_provider_gptimg.gallery.tiles import Record
+from airflow_provider_gptimg.api.tasks import CREDITS_PER_IMAGE
+from airflow_provider_gptimg.batch.ledger import HEADER_KEY, Entry, page_key
+from airflow_provider_gptimg.gallery.tiles import Listed, Picture, Record
 from airflow_provider_gptimg.links.gptimg import ImagesLink
+
+try:
+    from airflow.models.task_state_store import TaskStateStoreModel
+except ImportError:  # before Airflow 3.3
+    TaskStateStoreModel = None  # type: ignore[assignment,misc]
 
 __all__ = ["read_records"]
 
 _RETURNED = "return_value"
 _PROMPT = "prompt"
 _OPERATORS = "%gptimg%"
+_PAGE = re.compile(re.escape(page_key(0)[:-1]) + r"(\d+)")
 
 
 def read_records(
@@ -76,6 +86,15 @@ def read_records(
             )
         )
     }
+    listed: dict[tuple[str, int], list[Listed]] = defaultdict(list)
+    if (state := TaskStateStoreModel) is not None:
+        pages = session.execute(
+            select(state.task_id, state.map_index, state.key, state.value).where(
+                within(state), state.task_id.in_(task_ids), state.key.startswith(HEADER_KEY, autoescape=True)
+            )
+        )
+        for page in sorted(pages, key=lambda page: _page_number(page.key)):
+            listed[page.task_id, page.map_index] += _read_page(page.key, _value(page.value))
     records = []
     for row in rows:
         place = (row.task_id, row.map_index)
@@ -92,9 +111,48 @@ def read_records(
                 fields=known,
                 result=pushed.get((*place, _RETURNED)),
                 prompt=prompt if isinstance(prompt, str) else None,
+                listed=tuple(listed[place]),
             )
         )
     return records
+
+
+def _page_number(key: str) -> int:
+    found = _PAGE.fullmatch(key)
+    return int(found[1]) if found else -1
+
+
+def _read_page(key: str, page: Any) -> Iterator[Listed]:
+    """Yield the requests of a batch that stand in one page of its ledger; nothing of what cannot be read."""
+    if _page_number(key) < 0 or not isinstance(page, list):
+        return
+    for number, value in enumerate(page):
+        if not isinstance(value, Mapping):
+            continue
+        entry = Entry.from_json(value, _page_number(key), None)
+        task_id, mirrored, error = entry.task_id, entry.mirrored, entry.error
+        if not task_id and not error:
+            continue
+        facts = mirrored.get("objects") if isinstance(mirrored, Mapping) else None
+        yield Listed(
+            name=f"{_page_number(key)}.{number}",
+            image_task=task_id or None,
+            n=max(1, entry.submission.credits // CREDITS_PER_IMAGE) if entry.submission else 1,
+            pictures=tuple(_read_object(task_id, index, fact) for index, fact in enumerate(facts or ()) if fact),
+            error=str(error.get("message", "It failed")) if isinstance(error, Mapping) else None,
+        )
+
+
+def _read_object(image_task: str, index: int, fact: Mapping[str, Any]) -> Picture:
+    return Picture(
+        image_task,
+        index,
+        bucket=fact.get("bucket"),
+        key=fact.get("key"),
+        size=fact.get("size"),
+        content_type=fact.get("content_type"),
+        version=fact.get("sha256"),
+    )
 
 
 def _value(stored: Any) -> Any:

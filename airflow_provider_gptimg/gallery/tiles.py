@@ -6,43 +6,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from airflow_provider_gptimg.api.tasks import COMPLETED, CREDITS_PER_IMAGE
 
-__all__ = ["Picture", "Record", "find_picture", "make_tiles"]
+__all__ = ["Listed", "Picture", "Record", "find_picture", "make_tiles"]
 
 # A rendered XCom may be text that describes it.
 _TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]*")
 _FAILED = {"failed", "upstream_failed"}
 _SETTLED = {"success", "skipped", "removed"}
-
-
-@dataclass(frozen=True)
-class Record:
-    """What Airflow knows of a task instance.
-
-    :param state: Airflow's; None: not scheduled yet.
-    :param fields: Its rendered template fields; empty where Airflow keeps them no longer.
-    :param result: What it returned; None: nothing, or nothing yet.
-    :param prompt: Of what it submitted; None: unknown.
-    :param listed: What the manifest lists that its result names.
-    """
-
-    task_id: str
-    map_index: int
-    state: str | None
-    try_number: int
-    operator: str
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    result: Any = None
-    prompt: str | None = None
-    listed: Sequence[Any] = ()
-
-    @property
-    def submits(self) -> bool:
-        """Whether it asks for images, rather than waits for them."""
-        return "Batch" in self.operator or not self.operator.endswith(("Sensor", "ToS3Operator"))
 
 
 @dataclass(frozen=True)
@@ -64,9 +38,53 @@ class Picture:
     version: str | None = None
 
 
+@dataclass(frozen=True)
+class Listed:
+    """One request of a batch.
+
+    :param name: Tells it from the batch's others.
+    :param image_task: None: it has not been submitted.
+    :param error: Why it has no images.
+    """
+
+    name: str
+    image_task: str | None
+    n: int
+    pictures: tuple[Picture, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """What Airflow knows of a task instance.
+
+    :param state: Airflow's; None: not scheduled yet.
+    :param fields: Its rendered template fields; empty where Airflow keeps them no longer.
+    :param result: What it returned; None: nothing, or nothing yet.
+    :param prompt: Of what it submitted; None: unknown.
+    :param listed: The requests of a batch.
+    """
+
+    task_id: str
+    map_index: int
+    state: str | None
+    try_number: int
+    operator: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    result: Any = None
+    prompt: str | None = None
+    listed: tuple[Listed, ...] = ()
+
+    @property
+    def submits(self) -> bool:
+        """Whether it asks for images, rather than waits for them."""
+        return "Batch" in self.operator or not self.operator.endswith(("Sensor", "ToS3Operator"))
+
+
 def find_picture(record: Record, image_task: str, index: int) -> Picture | None:
-    """Return the picture that a task instance's XCom names; None if it names none such."""
-    for picture in _pictures(record):
+    """Return the picture that a task instance names; None if it names none such."""
+    listed = (picture for listed in record.listed for picture in listed.pictures)
+    for picture in chain(_pictures(record), listed):
         if (picture.image_task, picture.index) == (image_task, index):
             return picture
     return None
@@ -77,17 +95,20 @@ class _Entry:
     """An image task, or a submit that has none yet.
 
     :param origin: The record that told of it first.
+    :param name: Tells it from others of the same origin.
     :param n: How many images it makes.
-    :param failure: The record that says why there are none, or none in S3.
+    :param failure: The record that says why there are none, or none in S3; `reason`: why, where that is known.
     """
 
     origin: Record
     n: int
     prompt: str | None
     image_task: str | None = None
+    name: str = ""
     pictures: dict[int, tuple[Picture, Record]] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
     failure: Record | None = None
+    reason: str | None = None
 
     @property
     def indices(self) -> Sequence[int]:
@@ -132,11 +153,23 @@ class _Run:
             pictures = self._by_image_task[picture.image_task].pictures
             if picture.index not in pictures or not pictures[picture.index][0].bucket:
                 pictures[picture.index] = (picture, record)
+        for listed in record.listed:
+            entry = self._entry(listed.image_task or f"{record.task_id}/{record.map_index}/{listed.name}", record)
+            entry.image_task, entry.name, entry.n = listed.image_task, listed.name, listed.n
+            entry.records.append(record)
+            entry.pictures |= {picture.index: (picture, record) for picture in listed.pictures}
+            if listed.error and not listed.pictures:
+                entry.failure, entry.reason = record, listed.error
 
     def add_unfinished_submit(self, record: Record) -> None:
         """Take in a submit that has nothing to show, or not yet."""
         failure = record if record.state in _FAILED else None
-        self.entries.append(_Entry(record, _count(record), record.prompt, records=[record], failure=failure))
+        if record.listed and (failure is None or any(listed.error for listed in record.listed)):
+            return
+        name = "batch" if record.listed else ""
+        self.entries.append(
+            _Entry(record, _count(record), record.prompt, None, name, records=[record], failure=failure)
+        )
 
     def add_unfinished_wait(self, record: Record) -> None:
         """Take in a wait or a transfer that goes on or has failed: it is about what others have submitted."""
@@ -160,7 +193,8 @@ class _Run:
 
     def _entry(self, image_task: str, record: Record) -> _Entry:
         if image_task not in self._by_image_task:
-            entry = _Entry(record, _count(record), record.prompt, image_task)
+            name = "" if record.submits else image_task
+            entry = _Entry(record, _count(record), record.prompt, image_task, name)
             self._by_image_task[image_task] = entry
             self.entries.append(entry)
         return self._by_image_task[image_task]
@@ -169,7 +203,7 @@ class _Run:
 def _tile(entry: _Entry, index: int) -> dict[str, Any]:
     origin = entry.origin
     tile: dict[str, Any] = {
-        "id": f"{origin.task_id}:{origin.map_index}:{entry.image_task if not origin.submits else ''}:{index}",
+        "id": f"{origin.task_id}:{origin.map_index}:{entry.name}:{index}",
         "state": "pending",
         "prompt": entry.prompt,
         "image_task": entry.image_task,
@@ -197,6 +231,7 @@ def _tile(entry: _Entry, index: int) -> dict[str, Any]:
             "map_index": failure.map_index,
             "try_number": failure.try_number,
             "upstream": failure.state == "upstream_failed",
+            "reason": entry.reason,
         }
         if index not in entry.pictures:
             tile["state"] = "failed"
@@ -211,7 +246,6 @@ def _count(record: Record) -> int:
 
 def _entries(record: Record) -> Iterator[Any]:
     yield from record.result if isinstance(record.result, list) else [record.result]
-    yield from record.listed
 
 
 def _ids(value: Any) -> Iterator[str]:
@@ -233,6 +267,7 @@ def _image_tasks(record: Record) -> Iterator[str]:
 
 
 def _pictures(record: Record) -> Iterator[Picture]:
+    """Yield the pictures that a task instance's result names."""
     for entry in _entries(record):
         if not isinstance(entry, Mapping) or not isinstance(image_task := entry.get("task_id"), str):
             continue

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_gptimg.gallery.tiles import Picture, Record, find_picture, make_tiles
+from airflow_provider_gptimg.gallery.tiles import Listed, Picture, Record, find_picture, make_tiles
 
 
 def record(task_id: str, operator: str, state: str | None = "success", **known: Any) -> Record:
@@ -109,9 +109,32 @@ def test_a_wait_for_a_foreign_task_is_seen_too():
     ]
 
 
-def test_what_a_manifest_lists_is_shown():
-    batch = record("batch", "GptImgBatchToS3Operator", result={"images": 2}, listed=[mirrored("t1"), mirrored("t2")])
-    assert seen(batch) == [("ready", "t1", 0), ("ready", "t2", 0)]
+def listed(name: str, image_task: str | None, *, n: int = 1, ready: bool = False, error: str | None = None) -> Listed:
+    pictures = tuple(Picture(image_task or "", index, bucket="bucket", key=f"{index}") for index in range(n))
+    return Listed(name, image_task, n, pictures if ready else (), error)
+
+
+def batch(state: str | None, *requests: Listed) -> Record:
+    return record("batch", "GptImgBatchToS3Operator", state, listed=requests)
+
+
+def test_a_batch_shows_each_request_as_it_stands():
+    ready, waiting = listed("0.0", "t1", ready=True), listed("0.1", "t2", n=2)
+    refused = listed("0.2", None, error="Refused")
+    running = batch("deferred", ready, waiting, refused)
+    assert seen(running) == [("ready", "t1", 0), ("pending", "t2", 0), ("pending", "t2", 1), ("failed", None, 0)]
+    tiles = make_tiles([running])
+    assert len({tile["id"] for tile in tiles}) == 4
+    assert tiles[-1]["failure"]["reason"] == "Refused"
+    assert find_picture(running, "t1", 0) is not None
+    assert find_picture(running, "t2", 0) is None
+
+
+def test_a_batch_that_has_not_begun_is_pending_and_one_that_fails_says_so():
+    assert seen(batch("running")) == [("pending", None, 0)]
+    assert seen(batch("failed")) == [("failed", None, 0)]
+    assert seen(batch("failed", listed("0.0", "t1", ready=True))) == [("ready", "t1", 0), ("failed", None, 0)]
+    assert seen(batch("failed", listed("0.0", "t1", error="Refused"))) == [("failed", "t1", 0)]
 
 
 @pytest.mark.parametrize(

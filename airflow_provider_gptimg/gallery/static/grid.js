@@ -78,6 +78,7 @@ export class Grid {
   /** Why a tile has no image, or none in S3; each attempt's log is read once, two at a time. */
   reason(tile) {
     const { failure } = tile;
+    if (failure.reason) return Promise.resolve(failure.reason);
     if (failure.upstream) return Promise.resolve("A task before it failed.");
     const key = `${failure.task_id}:${failure.map_index}:${failure.try_number}`;
     if (!this.reasons.has(key)) {
