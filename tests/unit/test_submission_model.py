@@ -8,12 +8,11 @@ may strike before and after each thing an attempt does outside of itself: each r
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import Any
 
-import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from state_store import StateStore, submission
 
 from airflow_provider_gptimg.api.requests import ImageRequest
@@ -118,60 +117,99 @@ class Api:
             self.tasks[task_id] = ImageTask(task_id, status, images=(Image("https://a.example/1"),))
 
 
-class PaidOnce(RuleBasedStateMachine):
-    """One task instance, its retries, the people who clear it, and its DAG's author."""
+@dataclass(frozen=True)
+class Event:
+    """What the author and a person do before an attempt, and what happens in it."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    prompt: str
+    on_unknown: str
+    ended: str | None
+    drops_record: bool
+    answer: str
+    generation: str
+    waits: bool
+    steps_to_live: int | None
+    end: type[BaseException]
+
+
+def often(*values: Any) -> st.SearchStrategy[Any]:
+    """Choose among values of which the first comes as often as all others together."""
+    return st.sampled_from([values[0]] * (len(values) - 1) + list(values[1:]))
+
+
+events = st.builds(
+    Event,
+    prompt=often("a cat", "a dog"),
+    on_unknown=often("fail", "resubmit"),
+    ended=often(None, COMPLETED, FAILED),
+    drops_record=st.booleans(),
+    answer=often("accepted", "refused", "lost before", "lost after", "down"),
+    generation=often(COMPLETED, FAILED, PROCESSING),
+    waits=st.booleans(),
+    steps_to_live=often(None, *range(12)),
+    end=st.sampled_from([Killed, Interrupted]),
+)
+
+
+class Course:
+    """One task instance: its attempts, the people who clear it, and what it costs."""
+
+    def __init__(self, retries: int) -> None:
         self.api = Api()
         self.store = KillableStore()
-        self.prompt = "a cat"
-        self.on_unknown = "fail"
-        self.state = "queued"
-        self.try_number = 0
-        self.retries = self.max_tries = 0
-        # What allows a further accepted submission: nothing was accepted yet, or one of the reasons of the contract.
-        self.allowed = "the first"
-        self.accepted = 0
-
-    @initialize(retries=st.integers(0, 2))
-    def set_retries(self, retries: int) -> None:
         self.retries = self.max_tries = retries
+        self.try_number = 0
+        self.state = "queued"
+        self.allowed = "the first"  # why a further submission of the same request may be accepted
 
-    @precondition(lambda self: self.state == "queued")
-    @rule(
-        end=st.sampled_from([Killed, Interrupted]),
-        steps_to_live=st.sampled_from([None, None, None, *range(12)]),
-        answer=st.sampled_from(["accepted", "accepted", "accepted", "refused", "lost before", "lost after", "down"]),
-        generation=st.sampled_from([COMPLETED, COMPLETED, FAILED, PROCESSING]),
-        waits=st.booleans(),
-    )
-    def attempt(
-        self, end: type[BaseException], steps_to_live: int | None, answer: str, generation: str, waits: bool
-    ) -> None:
+    def go_on(self, event: Event) -> None:
+        self.prompt, self.on_unknown = event.prompt, event.on_unknown
+        for task_id in self.api.tasks if event.ended else ():
+            self.api.end(task_id, event.ended)
+        if self.state != "queued":
+            self.clear(event)
+        self.attempt(event)
+
+    def clear(self, event: Event) -> None:
+        """A person clears the task, for which Airflow gives it its retries anew."""
+        record = self.store.record
+        if self.state == "failed" and event.drops_record:
+            self.store.values.pop(RECORD_KEY, None)
+            self.allowed = "a person dropped the record"
+        elif record is not None and record.delivered_max_tries is not None:
+            # A worker that dies between the note of the delivery and Airflow's success has delivered too.
+            self.allowed = "a person cleared what was delivered"
+        else:
+            assert self.state == "failed", "a success is delivered"
+        self.max_tries = self.try_number + self.retries
+
+    def attempt(self, event: Event) -> None:
         self.try_number += 1
-        before, unknown_before = set(self.api.tasks), self.is_unknown
+        paid, was_unknown = list(self.api.tasks), self.is_unknown
         refunded = {task_id for task_id, task in self.api.tasks.items() if task.status == FAILED}
-        self.api.answer = answer
-        self.api.fate = self.store.fate = Fate(steps_to_live, end)
-        outcome = self.run(generation, waits)
+        self.api.answer = event.answer
+        self.api.fate = self.store.fate = Fate(event.steps_to_live, event.end)
+        outcome = self.run(event)
         self.api.fate = self.store.fate = Fate(None)
-        self.pay(set(self.api.tasks) - before, unknown_before)
-        self.check_nothing_is_silently_lost(outcome, unknown_before)
+
+        if len(self.api.tasks) > len(paid):
+            self.check_spending(paid, was_unknown)
+        self.check_nothing_is_lost(outcome)
         if isinstance(outcome, str):
             assert outcome not in refunded, "a failed generation is submitted anew"
             assert self.api.prompts[outcome] == self.prompt, "a changed request is submitted anew"
-        self.note(outcome)
+        if was_unknown and self.on_unknown == "fail" and not isinstance(outcome, Killed | Interrupted):
+            assert isinstance(outcome, GptImgSubmissionUnknownError), "an unknown outcome is never passed over"
+        self.state = self.verdict(outcome)
 
-    def run(self, generation: str, waits: bool) -> str | BaseException:
+    def run(self, event: Event) -> str | BaseException:
         """What an operator does: obtain, wait if it is one that waits, deliver, return the id."""
-        request = ImageRequest.check(self.prompt)
         try:
             attempt = submission(self.store, self.max_tries, QUIET)
-            accepted = attempt.obtain(self.api, request, self.on_unknown, None)
+            accepted = attempt.obtain(self.api, ImageRequest.check(self.prompt), self.on_unknown, None)
             task_id = accepted.task.task_id
-            if waits:
-                self.api.end(task_id, generation)
+            if event.waits:
+                self.api.end(task_id, event.generation)
                 status = self.api.get_task(task_id).status
                 if status == PROCESSING:
                     raise GptImgTimeoutError("time is up")
@@ -188,82 +226,37 @@ class PaidOnce(RuleBasedStateMachine):
         record = self.store.record
         return record is not None and record.task_id is None
 
-    def pay(self, new: set[str], unknown_before: bool) -> None:
-        """No submission is accepted that nobody asked for, and one at most in an attempt."""
-        assert len(new) <= 1
-        if not new:
-            return
-        if self.accepted:
-            latest = f"gpt-image-2-{self.accepted - 1}"
-            refunded = self.api.tasks[latest].status == FAILED
-            changed = self.api.prompts[latest] != self.prompt
-            resubmitted = unknown_before and self.on_unknown == "resubmit"
-            assert self.allowed or refunded or changed or resubmitted, "credits were spent twice"
-        self.accepted += 1
+    def check_spending(self, paid: list[str], was_unknown: bool) -> None:
+        """A submission was accepted: one, and for a reason."""
+        assert len(self.api.tasks) == len(paid) + 1
+        refunded = bool(paid) and self.api.tasks[paid[-1]].status == FAILED
+        changed = bool(paid) and self.api.prompts[paid[-1]] != self.prompt
+        resubmitted = was_unknown and self.on_unknown == "resubmit"
+        assert self.allowed or refunded or changed or resubmitted, "credits were spent twice"
         self.allowed = ""
 
-    def check_nothing_is_silently_lost(self, outcome: str | BaseException, unknown_before: bool) -> None:
-        latest = f"gpt-image-2-{self.accepted - 1}" if self.accepted else None
+    def check_nothing_is_lost(self, outcome: str | BaseException) -> None:
+        """What was paid for last is known by its id, or it is known that something is unknown."""
+        latest = list(self.api.tasks)[-1:]
         record = self.store.record
         if isinstance(outcome, str):
-            assert outcome == latest, "a success is the images that were paid for last"
+            assert [outcome] == latest
+        if latest and not self.allowed:
             assert record is not None
-            assert record.task_id == latest
-        elif latest is not None and self.allowed != "the record was dropped":
-            # The latest is known by its id, or the next attempt is told that something is unknown.
-            assert record is not None
-            assert record.task_id == latest or record.task_id is None
-        if unknown_before and self.on_unknown == "fail" and not isinstance(outcome, Killed | Interrupted):
-            assert isinstance(outcome, GptImgSubmissionUnknownError), "an unknown outcome is never passed over"
+            assert record.task_id in (latest[0], None)
 
-    def note(self, outcome: str | BaseException) -> None:
+    def verdict(self, outcome: str | BaseException) -> str:
         """What Airflow makes of it."""
-        final = isinstance(outcome, GptImgInsufficientCreditsError) or (
-            isinstance(outcome, GptImgSubmissionUnknownError) and self.on_unknown == "fail"
-        )
         if isinstance(outcome, str):
-            self.state = "success"
-        elif not final and self.try_number <= self.max_tries:
-            self.state = "queued"
-        else:
-            self.state = "failed"
-
-    @precondition(lambda self: self.state in ("success", "failed"))
-    @rule()
-    def clear(self) -> None:
-        """A person clears the task: Airflow gives it its retries anew."""
-        record = self.store.record
-        # A worker that dies between the note of the delivery and Airflow's success has delivered too.
-        if record is not None and record.delivered_max_tries is not None:
-            self.allowed = "a delivered task was cleared"
-        assert self.state == "failed" or self.allowed
-        self.max_tries = self.try_number + self.retries
-        self.state = "queued"
-
-    @rule(
-        prompt=st.sampled_from(["a cat", "a cat", "a dog"]),
-        on_unknown=st.sampled_from(["fail", "fail", "resubmit"]),
-        ended=st.none() | st.sampled_from([COMPLETED, FAILED]),
-    )
-    def meanwhile(self, prompt: str, on_unknown: str, ended: str | None) -> None:
-        """The author edits the DAG, and generations come to their ends."""
-        self.prompt, self.on_unknown = prompt, on_unknown
-        for task_id in self.api.tasks if ended else ():
-            self.api.end(task_id, ended)
-
-    @precondition(lambda self: self.state == "failed")
-    @rule()
-    def drop_the_record(self) -> None:
-        """A person has looked into the transaction log, and drops the record."""
-        self.store.values.pop(RECORD_KEY, None)
-        self.allowed = "the record was dropped"
-
-    @invariant()
-    def a_record_names_what_was_accepted(self) -> None:
-        record = self.store.record
-        if record is not None and record.task_id is not None:
-            assert record.task_id in self.api.tasks
+            return "success"
+        unknown = isinstance(outcome, GptImgSubmissionUnknownError) and self.on_unknown == "fail"
+        final = unknown or isinstance(outcome, GptImgInsufficientCreditsError)
+        return "queued" if not final and self.try_number <= self.max_tries else "failed"
 
 
-TestPaidOnce = pytest.mark.timeout(300)(PaidOnce.TestCase)
-TestPaidOnce.settings = settings(settings.get_profile("gptimg"), max_examples=300, stateful_step_count=30)
+@settings(max_examples=600)
+@given(st.integers(0, 2), st.lists(events, min_size=2, max_size=8))
+def test_money_spent_is_images_promised(retries, course):
+    task_instance = Course(retries)
+    for event in course:
+        task_instance.go_on(event)
