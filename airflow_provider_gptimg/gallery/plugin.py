@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts the gallery among Airflow's pages: into the navigation, and as a tab of each task instance.
+"""Puts the gallery among Airflow's pages: into the navigation, and as a tab of runs and of task instances.
 
 Every process of Airflow loads its plugins, so this imports next to nothing; the API server alone makes the app.
 """
@@ -52,7 +52,8 @@ class GptImgGalleryPlugin(AirflowPlugin):
             return []
         page = urlsplit(conf.get("api", "base_url", fallback="")).path.rstrip("/") + f"{_PREFIX}/"
         icons = {"icon": f"{page}icon.svg", "icon_dark_mode": f"{page}icon-dark.svg"}
-        task_instance = "dag_id={DAG_ID}&run_id={RUN_ID}&task_id={TASK_ID}&map_index={MAP_INDEX}"
+        run = "of=run&dag_id={DAG_ID}&run_id={RUN_ID}"
+        task_instance = "of=task&dag_id={DAG_ID}&run_id={RUN_ID}&task_id={TASK_ID}&map_index={MAP_INDEX}"
         return [
             {
                 "name": "Generated images",
@@ -60,6 +61,13 @@ class GptImgGalleryPlugin(AirflowPlugin):
                 "destination": "nav",
                 "category": "browse",
                 "url_route": "gptimg-gallery",
+                **icons,
+            },
+            {
+                "name": "Images",
+                "href": f"{page}?{run}",
+                "destination": "dag_run",
+                "url_route": "gptimg-run-images",
                 **icons,
             },
             {

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from airflow_provider_gptimg.sandbox.rest import until
+
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 
@@ -119,7 +121,7 @@ def test_the_page_itself_is_static_and_strict(gallery):
             assert answer.status_code == 200
             assert "default-src 'none'" in answer.headers["content-security-policy"]
             assert "unsafe" not in answer.headers["content-security-policy"]
-        assert client.get("/gptimg/../app.py").status_code == 404
+        assert client.get("/gptimg/%2e%2e/app.py").status_code == 404
         assert client.get("/gptimg/openapi.json").status_code == 404
 
 
@@ -148,3 +150,25 @@ def test_links_are_there_while_a_task_is_deferred(gallery):
     assert extra["First image"] is None
     gallery.emulator.finish(image_task)
     assert run.wait() == "success"
+
+
+def test_a_batch_under_way_shows_each_request(gallery):
+    prompts = ["Batch, done", "Batch, refused", "Batch, awaited"]
+    run = gallery.start("gallery_batch", prompts=prompts)
+    done, refused = (gallery.submitted(prompt) for prompt in prompts[:2])
+    gallery.emulator.finish(done)
+    gallery.emulator.finish(refused, "failed", "The prompt was refused")
+    awaited = gallery.submitted(prompts[2])  # two are in flight at a time
+
+    def states() -> dict[str, str]:
+        return {tile["image_task"]: tile["state"] for tile in gallery.tiles(run)}
+
+    until(lambda: states().get(done) == "ready", 60, "the first picture")
+    assert states()[awaited] == "pending"
+    tiles = {tile["image_task"]: tile for tile in gallery.tiles(run)}
+    assert gallery.picture(run, tiles[done]).content.startswith(b"\x89PNG")
+    gallery.emulator.finish(awaited)
+    run.wait()
+    assert states() == {done: "ready", refused: "failed", awaited: "ready"}
+    reasons = [tile["failure"]["reason"] for tile in gallery.tiles(run) if tile["state"] == "failed"]
+    assert "The prompt was refused" in reasons[0]

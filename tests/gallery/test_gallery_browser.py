@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 def _shown(page: Any, n: int) -> None:
     """Wait until `n` pictures are loaded."""
-    page.wait_for_function(f"document.querySelectorAll('.shot.loaded').length >= {n}", timeout=30_000)
+    page.locator(".shot.loaded").nth(n - 1).wait_for(timeout=30_000)
 
 
 def _focused(page: Any, selector: str) -> bool:
@@ -198,6 +198,9 @@ def test_it_is_reached_from_the_navigation_and_from_a_task_instance(gallery, hos
     frame.locator(".shot.loaded").wait_for(timeout=30_000)
     assert frame.locator(".tile").count() == 1
     assert frame.locator(".prompt").inner_text() == "A good one"
+    page.goto(f"{gallery.url}/dags/gallery_hosted/runs/{run_id}")
+    page.get_by_role("link", name="Images").click()
+    page.frame_locator("iframe").locator(".tile").nth(1).wait_for(timeout=30_000)
 
 
 def test_five_hundred_pictures_take_few_calls_and_load_as_they_are_seen(gallery, many_run, open_as):

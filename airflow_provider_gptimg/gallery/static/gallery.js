@@ -16,8 +16,10 @@ const number = (text) => (/^\d+$/.test(text ?? "") ? Number(text) : -1);
 const view = {
   dagId: asked.get("dag_id"),
   runId: asked.get("run_id"),
-  // On a task instance's own page: only its images.
-  only: asked.has("task_id") ? { task_id: asked.get("task_id"), map_index: number(asked.get("map_index")) } : null,
+  // On the page of a run or a task instance there is nothing to choose; of the latter, only its images are shown.
+  isFixed: asked.has("of"),
+  only:
+    asked.get("of") === "task" ? { task_id: asked.get("task_id"), map_index: number(asked.get("map_index")) } : null,
   state: "all",
   tiles: [],
 };
@@ -126,7 +128,7 @@ function clear() {
 async function start() {
   notify("", "");
   byId("grid").setAttribute("aria-busy", "true");
-  if (view.only) return load();
+  if (view.isFixed) return load();
   try {
     const [latest, listed] = await Promise.all([airflow.latestRuns(), airflow.dags()]);
     byId("find-field").hidden = listed.total_entries <= listed.dags.length;
@@ -201,10 +203,10 @@ function listen() {
   });
 }
 
-if (view.only) {
+if (view.isFixed) {
   byId("dag-field").hidden = true;
   byId("run-field").hidden = true;
-  byId("title").textContent = `Images of ${taskName(view.only)}`;
+  byId("title").textContent = view.only ? `Images of ${taskName(view.only)}` : "Images of this run";
 }
 listen();
 start();

@@ -6,6 +6,7 @@ from __future__ import annotations
 from airflow.sdk import DAG, Param
 
 from airflow_provider_gptimg.operators.gptimg import GptImgGenerateOperator, GptImgSubmitOperator
+from airflow_provider_gptimg.operators.gptimg_batch import GptImgBatchToS3Operator
 from airflow_provider_gptimg.sensors.gptimg import GptImgTaskSensor
 from airflow_provider_gptimg.transfers.gptimg_to_s3 import GptImgToS3Operator
 
@@ -32,6 +33,16 @@ with DAG(
         gptimg_task_id="{{ params.image_tasks }}",
         s3_bucket=BUCKET,
         s3_key="many/{task_id}/{index}{ext}",
+    )
+
+with DAG(
+    "gallery_batch",
+    schedule=None,
+    params={"prompts": Param([], type="array")},
+    render_template_as_native_obj=True,
+):
+    GptImgBatchToS3Operator(
+        task_id="batch", requests="{{ params.prompts }}", s3_bucket=BUCKET, max_in_flight=2, deferrable=True
     )
 
 with DAG("gallery_empty", schedule=None):
