@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import random
+import re
 import string
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,6 +39,7 @@ LOOKS_AT_A_TIME = 16
 
 _IN_MEMORY = 1024 * 1024
 _DOWNLOAD_ATTEMPTS = 4
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -326,7 +328,9 @@ def _own(head: Mapping[str, Any], bucket: str, key: str, source: _Source) -> Mir
     if metadata.get("gptimg-task-id") != source.task_id or metadata.get("gptimg-index") != str(source.index):
         return None
     checksum = head.get("ChecksumSHA256")
-    if not sha256 or (checksum and checksum != base64.b64encode(bytes.fromhex(sha256)).decode()):
+    if not _SHA256.fullmatch(sha256):
+        return None
+    if checksum and checksum != base64.b64encode(bytes.fromhex(sha256)).decode():
         return None
     return MirroredObject(
         bucket=bucket,
