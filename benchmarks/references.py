@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the trigger is measured against, as triggers of their own: nothing at all, a bare aiohttp session, a bare socket.
+"""What the trigger is measured against, as triggers of their own: nothing, a bare aiohttp session, a bare socket.
 
 All three spread their first polls over one interval, so they show what polling costs at its smoothest.
 """

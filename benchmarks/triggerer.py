@@ -117,8 +117,9 @@ def main() -> None:
     contestant = CONTESTANTS[arguments.contestant]
     for module in (contestant.classpath.rpartition(".")[0], *contestant.imports):
         importlib.import_module(module)
-    configure_logging(json_output=True, output=Path(os.devnull).open("wb", buffering=0), sending_to_supervisor=True)
-    asyncio.run(run(contestant, arguments.url, arguments.waits, arguments.warm_up, arguments.window))
+    with Path(os.devnull).open("wb", buffering=0) as nowhere:
+        configure_logging(json_output=True, output=nowhere, sending_to_supervisor=True)
+        asyncio.run(run(contestant, arguments.url, arguments.waits, arguments.warm_up, arguments.window))
 
 
 if __name__ == "__main__":
