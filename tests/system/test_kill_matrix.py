@@ -9,9 +9,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import pytest
-from kill_airflow import kill_task, killable_airflow
+from kill_airflow import kill_task, killable_airflow, patiently
 from kill_gate import Gate
-from kill_report import TASK, Evidence, delivered, failed_for_unknown_outcome, table
+from kill_report import RECORD, TASK, Evidence, delivered, failed_for_unknown_outcome, table
 
 from airflow_provider_gptimg.emulator import Emulator
 from airflow_provider_gptimg.sandbox.rest import DagRun, until
@@ -301,11 +301,7 @@ def matrix(scenes: Callable[[str], Scene]) -> dict[Cell, Future[Outcome]]:
 
 
 def queue(scene: Scene, mode: str) -> DagRun:
-    """Make a run that does not start before its DAG is unpaused.
-
-    Over SQLite, Airflow's API server may lock itself out for seconds when it is asked to make a run while a worker
-    writes.
-    """
+    """Make a run that does not start before its DAG is unpaused: no worker is to write while runs are made."""
     dag = f"/dags/kill_{mode}"
     until(lambda: scene.airflow.api.call("GET", dag), LIMIT, f"{dag} to be found")
     body = {"logical_date": None, "conf": scene.conf}
@@ -386,10 +382,14 @@ def test_nothing_is_charged_twice_and_nothing_is_lost(
     assert (len(outcomes), twice, lost) == (len(CELLS), 0, 0), report
 
 
+def start(scene: Scene, mode: str) -> DagRun:
+    return patiently(lambda: scene.airflow.trigger(f"kill_{mode}", scene.conf, LIMIT))
+
+
 def cleared(run: DagRun) -> str:
     """Clear the task as a person does, and return the state it then ends in."""
     attempts = run.task_instance(TASK)["try_number"]
-    run.clear(TASK)
+    patiently(lambda: run.clear(TASK))
     until(lambda: run.task_instance(TASK)["try_number"] > attempts, LIMIT, "the next attempt")
     state: str = run.wait_for(TASK, *FINAL, timeout=LIMIT)["state"]
     return state
@@ -399,7 +399,7 @@ def test_clearing_a_failure_picks_up_what_is_paid_for(scenes: Callable[[str], Sc
     scene = scenes("a failure")
     steps = wait(scene)
     next(steps)
-    scene.run = scene.airflow.trigger("kill_generate_once", scene.conf, LIMIT)
+    scene.run = start(scene, "generate_once")
     kill(scene, steps, "task")
     assert scene.run.wait(LIMIT) == "failed"
     assert delivered(scene.run, scene.emulator) is None
@@ -411,7 +411,7 @@ def test_clearing_a_failure_picks_up_what_is_paid_for(scenes: Callable[[str], Sc
 
 def test_clearing_a_success_makes_new_images(scenes: Callable[[str], Scene]) -> None:
     scene = scenes("a success")
-    scene.run = scene.airflow.trigger("kill_generate", scene.conf, LIMIT)
+    scene.run = start(scene, GENERATE)
     assert scene.run.wait(LIMIT) == "success"
     [first] = scene.emulator.ledger
     assert delivered(scene.run, scene.emulator) == first.task_id
@@ -425,7 +425,7 @@ def test_after_an_unknown_outcome_only_a_person_goes_on(scenes: Callable[[str], 
     scene = scenes("an unknown outcome")
     steps = post("hang_after")(scene)
     next(steps)
-    scene.run = scene.airflow.trigger("kill_submit", scene.conf, LIMIT)
+    scene.run = start(scene, SUBMIT)
     kill(scene, steps, "task")
     assert scene.run.wait(LIMIT) == "failed"
 
@@ -433,7 +433,8 @@ def test_after_an_unknown_outcome_only_a_person_goes_on(scenes: Callable[[str], 
     assert failed_for_unknown_outcome(scene.run)
     assert len(scene.emulator.ledger) == 1
 
-    scene.airflow.api.call("DELETE", f"{scene.run.path}/taskInstances/{TASK}/state-store/gptimg_submission")
+    record = f"{scene.run.path}/taskInstances/{TASK}/state-store/{RECORD}"
+    patiently(lambda: scene.airflow.api.call("DELETE", record))
     assert cleared(scene.run) == "success"
     _, second = scene.emulator.ledger
     assert delivered(scene.run, scene.emulator) == second.task_id
