@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from os.path import commonprefix
 from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LOOKS_AT_A_TIME", "Mirror", "MirroredObject"]
 
-LOOKS_AT_A_TIME = 16
+LOOKS_AT_A_TIME = 32
 """Requests to S3 that ask what is there already: more than downloads, for they take no memory, but time."""
 
 _IN_MEMORY = 1024 * 1024
@@ -174,16 +175,20 @@ class Mirror:
 
     def _look(self, sources: Sequence[_Source]) -> dict[_Source, MirroredObject | GptImgError]:
         """Return the objects that an earlier run made, and the errors that stand for images whose key is taken."""
-        task_ids = list({source.task_id: None for source in sources})
+        prefixes = {source.task_id: self._pattern.prefix(source.task_id) for source in sources}
         with ThreadPoolExecutor(LOOKS_AT_A_TIME, thread_name_prefix="gptimg-look") as pool:
-            listed = dict(zip(task_ids, pool.map(self._list, task_ids), strict=True))
+            # Where the folder is small, one request tells all; else one for each image task does.
+            shared = commonprefix([prefix or "" for prefix in prefixes.values()])  # noqa: RUF071 - S3 compares so too
+            keys = self._list(shared)
+            listed = dict.fromkeys(prefixes, keys)
+            if keys is None:
+                listed = dict(zip(prefixes, pool.map(self._list, prefixes.values()), strict=True))
             looks = pool.map(lambda source: self._find_or_error(source, listed[source.task_id]), sources)
             return {source: known for source, known in zip(sources, looks, strict=True) if known}
 
-    def _list(self, task_id: str) -> set[str] | None:
-        """Return the keys that are there of an image task; None if that is not to be had in one request."""
-        prefix = self._pattern.prefix(task_id)
-        return None if prefix is None else self._store.keys(self._pattern.bucket, prefix)
+    def _list(self, prefix: str | None) -> set[str] | None:
+        """Return the keys that start with `prefix`; None if that is not to be had in one request."""
+        return self._store.keys(self._pattern.bucket, prefix) if prefix else None
 
     def _find_or_error(self, source: _Source, keys: set[str] | None) -> MirroredObject | GptImgError | None:
         try:

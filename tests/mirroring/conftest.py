@@ -21,3 +21,10 @@ def mirror() -> Callable[..., list[dict[str, Any]]]:
         return objects
 
     return run
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try again without a pause."""
+    for module in ("mirror", "s3_store"):
+        monkeypatch.setattr(f"airflow_provider_gptimg.{module}.backoff", lambda *_: 0.0)
