@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook
     from airflow_provider_gptimg.triggers.gptimg import GptImgTaskTrigger
 
-__all__ = ["TaskWaiter", "raise_failures", "read_event", "read_task_id", "read_task_ids"]
+__all__ = ["TaskWaiter", "check_timeout", "raise_failures", "read_event", "read_task_id", "read_task_ids"]
 
 
 def read_task_ids(value: Any) -> tuple[list[str], dict[str, ImageTask]]:
@@ -61,6 +61,16 @@ def _finished(task_id: str, entry: Mapping[str, Any]) -> ImageTask | None:
     )
 
 
+def check_timeout(timeout: Any) -> float:
+    """Return `timeout` if it is a number of seconds.
+
+    :raises GptImgRequestError: It is something else, such as a `timedelta`.
+    """
+    if not isinstance(timeout, (int, float)) or isinstance(timeout, bool) or not 0 <= timeout < float("inf"):
+        raise GptImgRequestError(f"timeout={timeout!r:.120} is not a number of seconds of at least 0")
+    return timeout
+
+
 class TaskWaiter:
     """A wait for image tasks as an operator's arguments say.
 
@@ -88,7 +98,7 @@ class TaskWaiter:
         self.task_ids, finished = read_task_ids(gptimg_task_id)
         self.poll_interval = poll_interval
         self.first_poll_after = first_poll_after
-        self.timeout = timeout
+        self.timeout = check_timeout(timeout)
         self.wait = Wait(
             hook.settings.schedule(poll_interval, first_poll_after),
             deadline=deadline,

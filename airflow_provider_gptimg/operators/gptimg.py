@@ -124,6 +124,7 @@ class GptImgSubmitOperator(BaseOperator):
             check_max_credits(self.max_credits, request.credits)
             on_unknown = check_on_unknown_submission(self.on_unknown_submission)
             on_unknown = on_unknown or hook.settings.on_unknown_submission or "fail"
+            self._check_wait(hook)
         submission = Submission(context, self.log)
         with airflow_verdict(on_unknown):
             accepted = submission.obtain(hook, request, on_unknown, self.aws_conn_id)
@@ -132,6 +133,9 @@ class GptImgSubmitOperator(BaseOperator):
             # Rendered fields are kept for the latest runs only, and @task.gptimg has no such field.
             ti.xcom_push(key="prompt", value=self.prompt)
         return submission, accepted
+
+    def _check_wait(self, hook: GptImgHook) -> None:
+        """Refuse before anything is paid for what the wait would refuse after it."""
 
 
 class GptImgGenerateOperator(GptImgSubmitOperator):
@@ -195,6 +199,12 @@ class GptImgGenerateOperator(GptImgSubmitOperator):
             timed_out = read_event(event) == "timeout"
         task_id = task_id or read_task_id(event)
         return self._wait(context, task_id, submitted_at, time.time() if timed_out else deadline)
+
+    def _check_wait(self, hook: GptImgHook) -> None:
+        from airflow_provider_gptimg.waiting import check_timeout
+
+        hook.settings.schedule(self.poll_interval, self.first_poll_after)
+        check_timeout(self.timeout)
 
     def _wait(
         self,
