@@ -4,11 +4,17 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 
 import pytest
 from attempts import fails_at_once, may_be_retried
 
-from airflow_provider_gptimg.exceptions import GptImgAuthError, GptImgProtocolError, GptImgTimeoutError
+from airflow_provider_gptimg.exceptions import (
+    GptImgAuthError,
+    GptImgProtocolError,
+    GptImgRequestError,
+    GptImgTimeoutError,
+)
 from airflow_provider_gptimg.operators.gptimg import GptImgGenerateOperator
 from airflow_provider_gptimg.submission import RECORD_KEY
 
@@ -43,6 +49,28 @@ def test_takes_and_renders_all_that_a_submit_takes(emulator, instance):
         "image_urls": ["https://example.com/cat.png"],
         "style": "cat",
     }
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"timeout": None},
+        {"timeout": timedelta(minutes=10)},
+        {"timeout": "600"},
+        {"timeout": -1},
+        {"timeout": float("nan")},
+        {"timeout": float("inf")},
+        {"poll_interval": "often"},
+        {"poll_interval": 0},
+        {"first_poll_after": -1},
+    ],
+    ids=repr,
+)
+def test_refuses_a_wait_that_cannot_be_before_it_is_paid_for(emulator, instance, deferrable, wrong):
+    with fails_at_once(GptImgRequestError) as caught:
+        instance.attempt(generate(deferrable=deferrable, **wrong))
+    assert next(iter(wrong)) in str(caught.value)
+    assert emulator.calls == []
 
 
 def test_what_is_finished_when_taken_up_again_does_not_defer(emulator, instance, clock):

@@ -77,7 +77,9 @@ class TestResult:
         assert instance.attempt(sensor(finished | spoiled)) == finished
 
     @pytest.mark.parametrize(
-        "wrong", ["", "a/b", "../secret", "a?key=1", None, 7, [], [None], {}, {"id": "x"}, [["id"]]], ids=repr
+        "wrong",
+        ["", "a/b", "../secret", "a?key=1", None, 7, [], [None], {}, {"id": "x"}, [["id"]], "['a', 'b']"],
+        ids=repr,
     )
     def test_what_is_no_task_is_refused_before_any_call(self, emulator, instance, deferrable, wrong):
         with fails_at_once(GptImgRequestError) as caught:

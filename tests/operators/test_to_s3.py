@@ -180,6 +180,8 @@ class TestKeys:
             {"s3_key": "s3://images/{index}"},
             {"s3_key": "s3://images", "s3_bucket": None},
             {"s3_key": "s3:///{index}", "s3_bucket": None},
+            {"timeout": None},
+            {"poll_interval": "often"},
             {"max_image_bytes": 0},
             {"max_image_bytes": 6 * 1024**3},
             {"concurrency": 0},
