@@ -164,8 +164,12 @@ class _Run:
     def add_unfinished_submit(self, record: Record) -> None:
         """Take in a submit that has nothing to show, or not yet."""
         failure = record if record.state in _FAILED else None
-        if record.listed and (failure is None or any(listed.error for listed in record.listed)):
-            return
+        if record.listed:
+            unfinished = [entry for entry in self.entries if entry.origin is record and not entry.pictures]
+            for entry in unfinished:
+                entry.failure = entry.failure or failure
+            if unfinished or failure is None:
+                return
         name = "batch" if record.listed else ""
         self.entries.append(
             _Entry(record, _count(record), record.prompt, None, name, records=[record], failure=failure)

@@ -135,6 +135,7 @@ def test_a_batch_that_has_not_begun_is_pending_and_one_that_fails_says_so():
     assert seen(batch("failed")) == [("failed", None, 0)]
     assert seen(batch("failed", listed("0.0", "t1", ready=True))) == [("ready", "t1", 0), ("failed", None, 0)]
     assert seen(batch("failed", listed("0.0", "t1", error="Refused"))) == [("failed", "t1", 0)]
+    assert seen(batch("failed", listed("0.0", "t1"))) == [("failed", "t1", 0)]
 
 
 @pytest.mark.parametrize(
