@@ -7,11 +7,16 @@ Redirects are never followed, and the key goes into the Authorization header to 
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
+import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
+from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
 import httpx
@@ -21,12 +26,13 @@ from airflow_provider_gptimg.api.protocol import Answer, Call, NoAnswer, read_pa
 from airflow_provider_gptimg.exceptions import GptImgRequestError
 from airflow_provider_gptimg.hooks.connection import ConnectionSettings, Origin
 
-__all__ = ["USER_AGENT", "async_exchange", "exchange", "proxy_for", "sync_client", "tls_context"]
+__all__ = ["USER_AGENT", "async_exchange", "exchange", "no_cookies", "proxy_for", "sync_client", "tls_context"]
 
 USER_AGENT = f"airflow-provider-gptimg/{__version__}"
 
 _SHORTEST_SECRET = 8
 _MAX_BODY = 4 * 1024 * 1024
+_TOO_LARGE = NoAnswer("the answer is larger than any answer of the API", sent=True)
 # Errors after which the request certainly never left: the connection to the API was not made.
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
 
@@ -58,6 +64,11 @@ def proxy_for(origin: Origin) -> str | None:
     return proxies.get(origin.scheme) or proxies.get("all")
 
 
+def no_cookies() -> CookieJar:
+    """Return a cookie jar that takes none: what a server ties to one key must not go out with the next one."""
+    return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+
+
 def sync_client(settings: ConnectionSettings, origin: Origin | None = None) -> httpx.Client:
     """Return a client that follows no redirect and reads no credentials from the environment."""
     return httpx.Client(
@@ -65,9 +76,45 @@ def sync_client(settings: ConnectionSettings, origin: Origin | None = None) -> h
         proxy=proxy_for(origin or settings.origin),
         trust_env=False,
         follow_redirects=False,
+        cookies=no_cookies(),
         headers={"user-agent": USER_AGENT},
         timeout=httpx.Timeout(settings.call_timeout, pool=None),
     )
+
+
+class _TimeLimit:
+    """Ends a call when its time is up, by closing its connection: httpx counts its time-out anew for each read."""
+
+    def __init__(self, seconds: float) -> None:
+        self.is_over = False
+        self._seconds = seconds
+        self._stream: Any = None
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.daemon = True
+
+    def __enter__(self) -> _TimeLimit:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._timer.cancel()
+
+    def trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Take the connection over which the call goes, once it is made; httpx calls this as its `trace` extension."""
+        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
+            if self.is_over:
+                raise httpx.ConnectTimeout(f"no connection in {self._seconds:g} s")
+            self.take(info["return_value"])
+
+    def take(self, stream: Any) -> None:
+        """Close this connection when time is up."""
+        self._stream = stream
+
+    def _end(self) -> None:
+        self.is_over = True
+        if self._stream is not None:
+            with suppress(OSError):  # it is closed already
+                self._stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
 
 def exchange(
@@ -77,33 +124,39 @@ def exchange(
 
     :param secrets: Texts besides the key that no answer may bring back, e.g. presigned URLs.
     """
-    deadline = time.monotonic() + settings.call_timeout
-    try:
-        with client.stream(
-            call.method, settings.base_url + call.path, headers=_headers(settings, call), json=call.body
-        ) as response:
-            body = bytearray()
-            for chunk in response.iter_bytes():
-                body += chunk
-                if len(body) > _MAX_BODY:
-                    return NoAnswer("the answer is larger than any answer of the API", sent=True)
-                if time.monotonic() > deadline:
-                    return NoAnswer(f"the answer took longer than {settings.call_timeout:g} s", sent=True)
-    except (httpx.RequestError, OSError) as error:
-        return _no_answer(error)
+    url, headers = settings.base_url + call.path, _headers(settings, call)
+    body = bytearray()
+    with _TimeLimit(settings.call_timeout) as limit:
+        try:
+            with client.stream(
+                call.method, url, headers=headers, json=call.body, extensions={"trace": limit.trace}
+            ) as response:
+                limit.take(response.extensions["network_stream"])
+                for chunk in response.iter_bytes():
+                    body += chunk
+                    if len(body) > _MAX_BODY:
+                        return _TOO_LARGE
+        except (httpx.RequestError, OSError) as error:
+            return _no_answer(error, settings, limit.is_over)
     return _answer(response, bytes(body), settings, secrets)
 
 
 async def async_exchange(client: httpx.AsyncClient, settings: ConnectionSettings, call: Call) -> Answer | NoAnswer:
     """Send `call`, a read, and return what came of it; :func:`exchange` for an event loop."""
+    url, headers = settings.base_url + call.path, _headers(settings, call)
+    body = bytearray()
     try:
-        async with asyncio.timeout(settings.call_timeout):
-            response = await client.request(
-                call.method, settings.base_url + call.path, headers=_headers(settings, call)
-            )
-    except (httpx.RequestError, OSError, TimeoutError) as error:
-        return _no_answer(error)
-    return _answer(response, response.content, settings, ())
+        async with (
+            asyncio.timeout(settings.call_timeout),
+            client.stream(call.method, url, headers=headers) as response,
+        ):
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > _MAX_BODY:
+                    return _TOO_LARGE
+    except (httpx.RequestError, OSError) as error:
+        return _no_answer(error, settings, isinstance(error, TimeoutError))
+    return _answer(response, bytes(body), settings, ())
 
 
 def _headers(settings: ConnectionSettings, call: Call) -> dict[str, str]:
@@ -136,6 +189,8 @@ def _clean_headers(headers: Mapping[str, str], secrets: tuple[str, ...]) -> dict
     return wanted
 
 
-def _no_answer(error: Exception) -> NoAnswer:
+def _no_answer(error: Exception, settings: ConnectionSettings, out_of_time: bool) -> NoAnswer:
     reason = ": ".join(filter(None, (type(error).__name__, str(error))))
+    if out_of_time:
+        reason = f"the answer took longer than {settings.call_timeout:g} s"
     return NoAnswer(reason, sent=not isinstance(error, _NOT_SENT))
