@@ -23,7 +23,7 @@ from airflow_provider_gptimg.api.protocol import MAX_ATTEMPTS, Answer, Call, NoA
 from airflow_provider_gptimg.api.tasks import ImageTask
 from airflow_provider_gptimg.exceptions import GptImgAuthError
 from airflow_provider_gptimg.hooks.connection import ConnectionSettings
-from airflow_provider_gptimg.hooks.http import USER_AGENT, async_exchange, proxy_for, tls_context
+from airflow_provider_gptimg.hooks.http import USER_AGENT, async_exchange, no_cookies, proxy_for, tls_context
 
 __all__ = ["MAX_CONNECTIONS", "SharedClient", "shared_client"]
 
@@ -56,10 +56,10 @@ class SharedClient:
             if self._settings is None or age > _FRESH or (self._settings is stale and age > 1.0):
                 from airflow.providers.common.compat.connection import get_async_connection
 
-                self._settings = ConnectionSettings.read(await get_async_connection(self.conn_id))
-                self._read_at = time.monotonic()
-            if self._client is None:
-                self._client = await self._open(self._settings)
+                settings = ConnectionSettings.read(await get_async_connection(self.conn_id))
+                if self._client is None:
+                    self._client = await self._open(settings)
+                self._settings, self._read_at = settings, time.monotonic()
             return self._settings
 
     async def get_task(self, task_id: str, max_attempts: int = MAX_ATTEMPTS) -> ImageTask:
@@ -111,6 +111,7 @@ class SharedClient:
             transport=transport,
             trust_env=False,
             follow_redirects=False,
+            cookies=no_cookies(),
             headers={"user-agent": USER_AGENT},
             timeout=httpx.Timeout(settings.call_timeout, pool=None),
         )
