@@ -241,6 +241,8 @@ class Course:
         record = self.store.record
         if isinstance(outcome, str):
             assert [outcome] == latest
+            assert record is not None
+            assert record.task_id == outcome
         if latest and not self.allowed:
             assert record is not None
             assert record.task_id in (latest[0], None)
