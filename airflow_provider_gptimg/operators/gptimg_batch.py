@@ -102,15 +102,16 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         from airflow_provider_gptimg.batch.run import Batch
         from airflow_provider_gptimg.hooks.gptimg import GptImgHook
         from airflow_provider_gptimg.manifest import Manifest
-        from airflow_provider_gptimg.mirror import Mirror
-        from airflow_provider_gptimg.s3_store import S3Store
+        from airflow_provider_gptimg.mirror import LOOKS_AT_A_TIME, Mirror
+        from airflow_provider_gptimg.s3_store import S3Store, s3_client
 
         with airflow_verdict():
             destination = self._check_arguments()
             hook = GptImgHook(self.gptimg_conn_id)
             limits = self._limits(hook)
             s3 = S3Hook(aws_conn_id=self.aws_conn_id, verify=self.verify)
-            store = S3Store(s3.conn, destination.put_arguments, self.log)
+            client = s3_client(s3, connections=max(self.concurrency, LOOKS_AT_A_TIME))
+            store = S3Store(client, destination.put_arguments, self.log)
             requests = self._read_requests(hook, store)
             _check_keys(destination.pattern, requests)
             self._check_cost(requests)

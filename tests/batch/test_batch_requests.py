@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a batch may be asked for, and how it says what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from batch_instance import Instance, batch
+
+from airflow_provider_gptimg.api.requests import ImageRequest
+from airflow_provider_gptimg.batch.requests import read_requests
+from airflow_provider_gptimg.exceptions import GptImgRequestError
+
+
+def read(requests: Any, text: str = "") -> list[ImageRequest]:
+    return [asked.request for asked in read_requests(requests, lambda bucket, key: text)]
+
+
+CHAIR = ImageRequest("A chair, oak", "4:3", 2, ("https://example.com/a.png", "s3://bucket/b.png"), {"seed": 7})
+LAMP = ImageRequest("A lamp")
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [
+        ["A lamp"],
+        ("A lamp",),
+        [{"prompt": "A lamp"}],
+        [{"prompt": "A lamp", "n": "1"}],
+        (prompt for prompt in ["A lamp"]),
+    ],
+    ids=["list", "tuple", "dict", "n as text", "generator"],
+)
+def test_reads_lists(requests: Any) -> None:
+    assert read(requests) == [LAMP]
+
+
+CSV = """prompt,aspect_ratio,n,reference_images,extra_body
+"A chair, oak",4:3,2,https://example.com/a.png s3://bucket/b.png,"{""seed"": 7}"
+
+A lamp,,,,
+"""
+JSON_LINES = """
+{"prompt": "A chair, oak", "aspect_ratio": "4:3", "n": 2, "extra_body": {"seed": 7}, "reference_images": [REFERENCES]}
+
+"A lamp"
+""".replace("REFERENCES", '"https://example.com/a.png", "s3://bucket/b.png"')
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("requests.csv", CSV),
+        ("REQUESTS.CSV", CSV.replace("\n", "\r\n")),
+        ("requests.jsonl", JSON_LINES),
+        ("requests", JSON_LINES.replace("\n", "\r\n")),
+    ],
+)
+def test_reads_objects(key: str, text: str) -> None:
+    assert read(f"s3://bucket/{key}", text) == [CHAIR, LAMP]
+
+
+def test_a_line_may_hold_any_line_break_that_json_allows() -> None:
+    prompt = "one\u2028two\x85three"
+    assert read("s3://b/k", json.dumps(prompt, ensure_ascii=False)) == [ImageRequest(prompt)]
+
+
+@pytest.mark.parametrize(
+    ("requests", "text", "complaint"),
+    [
+        (["x", " "], "", "requests[1]: prompt"),
+        (["x", {"prompt": "y", "n": 9}], "", "requests[1]: n=9"),
+        (["x", {"prompt": "y", "size": 9}], "", "requests[1]: 'size' is no argument of a request"),
+        ([{"prompt": "y", "extra_body": {"n": 4}}], "", "requests[0]: extra_body sets 'n'"),
+        ([{"prompt": "y", "on_unknown_submission": "fail"}], "", "'on_unknown_submission' is no argument"),
+        ([5], "", "requests[0]: prompt"),
+        ([""] * 9, "", "8 more are wrong: requests[1], requests[2], requests[3], requests[4], requests[5], …"),
+        ("a prompt", "", "requests='a prompt' is neither a list nor"),
+        ("s3://bucket", "", "requests='s3://bucket' is neither"),
+        ({"prompt": "x"}, "", "is not a list"),
+        (None, "", "requests=None is not a list"),
+        ("s3://b/k.jsonl", '"x"\n\n{"prompt": 5}', "line 3 of s3://b/k.jsonl: prompt"),
+        ("s3://b/k.jsonl", '"x"\nprompt', "line 2 of s3://b/k.jsonl is no JSON"),
+        ("s3://b/k.csv", "text\nx", "line 1 of s3://b/k.csv is no header"),
+        ("s3://b/k.csv", "", "line 1 of s3://b/k.csv is no header"),
+        ("s3://b/k.csv", "prompt,n\nx,many", "line 2 of s3://b/k.csv: n='many'"),
+        ("s3://b/k.csv", "prompt,n\nx,1,2", "line 2 of s3://b/k.csv has more cells"),
+        ("s3://b/k.csv", "prompt,n\n,3", "line 2 of s3://b/k.csv: prompt"),
+        ("s3://b/k.csv", "prompt,extra_body\nx,{", "line 2 of s3://b/k.csv: extra_body is no JSON"),
+        ("s3://b/k.csv", 'prompt\n"x', "is no CSV"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_names_what_is_wrong(requests: Any, text: str, complaint: str) -> None:
+    with pytest.raises(GptImgRequestError) as caught:
+        read(requests, text)
+    assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize(("key", "body"), [("r.csv", CSV.encode("utf-8-sig")), ("r.jsonl", JSON_LINES.encode())])
+def test_a_batch_reads_its_requests_from_s3(emulator: Any, instance: Instance, s3: Any, key: str, body: bytes) -> None:
+    s3.put_object(Bucket="images", Key=key, Body=body)
+
+    assert instance.run(batch(f"s3://images/{key}"))["images"] == 3
+    assert sorted(task.prompt for task in emulator.tasks) == ["A chair, oak", "A lamp"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "body", "complaint"),
+    [
+        ("s3://images/none.jsonl", None, "s3://images/none.jsonl"),
+        ("s3://nowhere/r.jsonl", None, "s3://nowhere/r.jsonl"),
+        ("s3://images/r.csv", b"prompt\n\xff\xfe", "is no text in UTF-8"),
+    ],
+)
+def test_an_object_that_cannot_be_read_is_named(
+    emulator: Any, instance: Instance, s3: Any, uri: str, body: bytes | None, complaint: str
+) -> None:
+    from airflow.providers.common.compat.sdk import AirflowFailException
+
+    if body is not None:
+        s3.put_object(Bucket="images", Key="r.csv", Body=body)
+    with pytest.raises(AirflowFailException, match=complaint):
+        instance.run(batch(uri))
+    assert not emulator.calls
