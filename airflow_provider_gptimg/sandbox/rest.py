@@ -68,7 +68,7 @@ class AirflowApi:
         health: dict[str, dict[str, str | None]] = self._http.get("/api/v2/monitor/health").json()
         return health
 
-    def trigger(self, dag_id: str, conf: Mapping[str, object] | None = None, timeout: float = 60.0) -> DagRun:
+    def trigger(self, dag_id: str, conf: Mapping[str, object] | None = None, timeout: float = 120.0) -> DagRun:
         """Run a DAG, and return its run at once.
 
         :param conf: Values for its params.

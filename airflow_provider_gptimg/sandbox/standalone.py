@@ -67,7 +67,7 @@ class StandaloneAirflow:
         self.api = AirflowApi(self.url, self.username, self.password)
         self._components: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, timeout: float = 180.0) -> None:
+    def start(self, timeout: float = 300.0) -> None:
         """Make the database, start all components, and return when they are healthy.
 
         :param timeout: Seconds.
@@ -105,7 +105,7 @@ class StandaloneAirflow:
     ) -> None:
         self.stop()
 
-    def trigger(self, dag_id: str, conf: Mapping[str, object] | None = None, timeout: float = 60.0) -> DagRun:
+    def trigger(self, dag_id: str, conf: Mapping[str, object] | None = None, timeout: float = 120.0) -> DagRun:
         """Run a DAG, and return its run at once.
 
         :param conf: Values for its params.
@@ -114,7 +114,7 @@ class StandaloneAirflow:
         """
         return self.api.trigger(dag_id, conf, timeout)
 
-    def launch(self, component: str, timeout: float = 60.0) -> None:
+    def launch(self, component: str, timeout: float = 120.0) -> None:
         """Start a component that was killed, and return when it is healthy.
 
         :param component: `api-server`, `scheduler`, `dag-processor` or `triggerer`.
@@ -218,7 +218,8 @@ def _environment(home: Path, url: str, dags_folder: Path) -> dict[str, str]:
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "5",
         "AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False",
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.3",
-        # A scheduled DAG would make a run of its own when it is switched on to be triggered.
+        # A scheduled DAG would make a run of its own when it is switched on to be triggered. For DAGs that are to be
+        # started by an asset, switch it on.
         "AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": "False",
         "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "1",
         # With the default of 5 s, a task that is deferred for less than that may be failed: the scheduler can

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from airflow_provider_gptimg.emulator import Emulator
-from airflow_provider_gptimg.sandbox import StandaloneAirflow, show
+from airflow_provider_gptimg.sandbox import AirflowApi, StandaloneAirflow, show
 from airflow_provider_gptimg.sandbox.rest import until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
@@ -48,9 +48,18 @@ def left_in(folder: Path) -> list[object]:
     return left
 
 
-def test_it_brings_the_pictures_of_an_example(tmp_path):
-    with start("--dag", "example_gptimg_edit", "--speed", "20", folder=tmp_path) as command:
-        output, _ = command.communicate()
+def test_it_brings_the_pictures_of_an_example_and_stays_if_told_so(tmp_path):
+    with start("--dag", "example_gptimg_edit", "--speed", "20", "--keep", folder=tmp_path) as command:
+        output = ""
+        for line in command.stdout:
+            output += line
+            if "Log in as" in line:
+                break
+        (url,) = re.findall(r"Airflow stays at (http://127\.0\.0\.1:\d+)/dags/example_gptimg_edit/", output)
+        ((username, password),) = re.findall(r"Log in as (\S+), password (\S+)", output)
+        assert AirflowApi(url, username, password).call("GET", "/dags/example_gptimg_edit")
+        command.send_signal(signal.SIGINT)
+        command.communicate()
     assert command.returncode == 0, output
     ((uri, size, sha256),) = re.findall(r"^(s3://gptimg-demo/edits/\S+)\s+([\d,]+)\s+([0-9a-f]{64})$", output, re.M)
     (picture,) = (tmp_path / "gptimg-out").iterdir()
@@ -78,6 +87,22 @@ def test_the_real_api_needs_a_bucket(tmp_path):
     assert command.returncode == 2
     assert "GPTIMG_BUCKET" in output
     assert "gptimg-key-of-somebody" not in output
+
+
+@pytest.mark.parametrize(
+    ("lack", "told"),
+    [
+        ("sys.modules['moto'] = None", "The sandbox needs moto"),
+        ("metadata.version = lambda name: '2.11.2'", "The sandbox needs Airflow 3.3 or newer, and this is 2.11.2"),
+    ],
+    ids=["extra", "Airflow"],
+)
+def test_what_is_missing_is_named_with_the_way_to_install_it(lack, told):
+    run = "from airflow_provider_gptimg.sandbox.__main__ import main; main([])"
+    code = f"import sys; from importlib import metadata; {lack}; {run}"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr.endswith(f"error: {told}: pip install 'airflow-provider-gptimg[sandbox]'\n")
 
 
 def test_a_failed_run_is_told_with_the_log_of_its_task(airflow: StandaloneAirflow, emulator: Emulator):
