@@ -23,8 +23,10 @@ def generate(**arguments) -> GptImgGenerateOperator:
     return GptImgGenerateOperator(**{"task_id": "generate", "prompt": "a cat", "timeout": 20} | arguments)
 
 
-def test_returns_the_finished_task(emulator, instance, deferrable):
-    result = instance.attempt(generate(n="3", deferrable=deferrable))
+def test_returns_the_finished_task(emulator, instance, deferrable, clock):
+    if deferrable:
+        clock.stop()
+    result = instance.attempt(generate(n="3", deferrable=deferrable), while_deferred=clock.go)
     (task,) = emulator.tasks
     assert result["task_id"] == task.task_id
     assert result["status"] == "completed"
@@ -144,6 +146,11 @@ class TestEvents:
         """`dag.test()` drops what an operator defers with."""
         event = {"status": "finished", "gptimg_task_id": task_id}
         assert generate(deferrable=True).execute_complete(instance.context, event)["task_id"] == task_id
+
+    def test_of_a_time_out_ends_the_wait_where_the_rest_is_lost(self, emulator, instance):
+        event = {"status": "timeout", "gptimg_task_id": emulator.add_task(status="processing")}
+        with may_be_retried(GptImgTimeoutError):
+            generate(deferrable=True).execute_complete(instance.context, event)
 
     def test_that_names_none_where_the_rest_is_lost_too(self, instance):
         with may_be_retried(GptImgProtocolError):

@@ -126,13 +126,14 @@ def test_a_function_that_says_something_else_is_a_changed_request(emulator, inst
     assert "changed" in log()
 
 
-def test_the_function_is_not_called_again_after_a_deferral(emulator, instance):
+def test_the_function_is_not_called_again_after_a_deferral(emulator, instance, clock):
+    clock.stop()
     calls = []
 
     def paint():
         calls.append("once")
         return "a cat"
 
-    instance.attempt(painter(paint, deferrable=True))
+    instance.attempt(painter(paint, deferrable=True), while_deferred=clock.go)
     assert len(instance.deferrals) == 1
     assert calls == ["once"]

@@ -159,7 +159,7 @@ class TestWaiting:
     async def test_a_rotated_key_is_picked_up(self, emulator, quick):
         task_id = emulator.add_task(status="processing")
         waiting = asyncio.create_task(fire(trigger_for(task_id)))
-        await until(lambda: emulator.task(task_id).polls > 60)
+        await until(lambda: emulator.task(task_id).polls > 2)
         emulator.add_key("rotated-key", user="default")
         quick(password="rotated-key")
         # A connection is read anew once in a second at the most.
