@@ -169,14 +169,20 @@ class GptImgHook(BaseHook):
             from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
             self._s3_hooks[aws_conn_id] = S3Hook(aws_conn_id=aws_conn_id)
+        from botocore.exceptions import BotoCoreError, ParamValidationError
+
         bucket, key = split_s3_uri(reference)
-        made = self._s3_hooks[aws_conn_id].generate_presigned_url(
-            "get_object", {"Bucket": bucket, "Key": key}, expires_in=_PRESIGNED_FOR
-        )
-        if not made:
-            raise GptImgRequestError(
-                f"reference_images: {reference} cannot be presigned with aws_conn_id={aws_conn_id!r}"
+        refusal = f"reference_images: {reference} cannot be presigned with aws_conn_id={aws_conn_id!r}"
+        try:
+            made = self._s3_hooks[aws_conn_id].generate_presigned_url(
+                "get_object", {"Bucket": bucket, "Key": key}, expires_in=_PRESIGNED_FOR
             )
+        except ParamValidationError as error:  # no name of a bucket
+            raise GptImgRequestError(f"{refusal}: {error}") from error
+        except BotoCoreError as error:  # e.g. no credentials just now
+            raise GptImgError(f"{refusal}: {error}") from error
+        if not made:
+            raise GptImgRequestError(refusal)
         if len(self._presigned_urls) < _MASKED_AT_MOST:
             mask_secret(made)
         self._presigned_urls[reference, aws_conn_id] = made, time.time() + _PRESIGNED_FOR / 2
