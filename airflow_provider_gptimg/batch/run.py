@@ -7,13 +7,14 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_gptimg.api.images import FORMATS
-from airflow_provider_gptimg.api.protocol import MAX_ATTEMPTS, MAX_WAIT, backoff
+from airflow_provider_gptimg.api.protocol import MAX_ATTEMPTS
 from airflow_provider_gptimg.api.tasks import ImageTask
 from airflow_provider_gptimg.batch.ledger import Entry, Ledger, Standing
+from airflow_provider_gptimg.batch.pace import Pace
 from airflow_provider_gptimg.batch.report import Report
 from airflow_provider_gptimg.exceptions import (
     GptImgAuthError,
@@ -24,7 +25,6 @@ from airflow_provider_gptimg.exceptions import (
     GptImgSubmissionUnknownError,
     GptImgTaskFailedError,
     GptImgTaskNotFoundError,
-    from_dict,
 )
 from airflow_provider_gptimg.polling import Wait
 from airflow_provider_gptimg.telemetry import count, span
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook, PreparedSubmit
     from airflow_provider_gptimg.mirror import Mirror
 
-__all__ = ["CHUNK", "Batch", "Limits", "Pace"]
+__all__ = ["CHUNK", "Batch", "Limits"]
 
 CHUNK = 8
 """Requests whose submits are under way at a time, so that a kill leaves no more than these unknown."""
@@ -62,28 +62,6 @@ class Limits:
     aws_conn_id: str | None
     poll_interval: float | None = None
     first_poll_after: float | None = None
-
-
-@dataclass
-class Pace:
-    """How an attempt may go on, as far as no record tells; it goes along when the task defers.
-
-    :param started_at: When the attempt began, in Unix seconds.
-    :param not_before: When the API wants the next submit at the earliest, in Unix seconds.
-    :param refusals: Rounds in a row in which it accepted nothing.
-    :param refusal: Why it did not accept the last that it did not, as :meth:`GptImgError.as_dict`.
-    :param stopped: The error that ended submission in this attempt, likewise.
-    """
-
-    started_at: float = field(default_factory=time.time)
-    not_before: float = 0.0
-    refusals: int = 0
-    refusal: dict[str, Any] | None = None
-    stopped: dict[str, Any] | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        return asdict(self)
 
 
 class Batch:
@@ -127,6 +105,26 @@ class Batch:
         """Return how a request stands in this attempt."""
         return self._ledger.standing(entry, self._limits.on_unknown)
 
+    def introduce(self) -> None:
+        """Log, once an attempt, what there is to do and what earlier attempts have left."""
+        self._log.info(
+            "Batch of %d requests, which cost %d credits in all: %d have been submitted by earlier attempts",
+            len(self.entries),
+            sum(entry.request.credits for entry in self.entries),
+            len(self.entries) - len(self._pending),
+        )
+        if not self._ledger.lasts:
+            self._log.warning(
+                "This Airflow keeps no state for tasks (3.3 and newer do): the batch holds this worker to its end, and "
+                "if the attempt dies, the next one submits and pays again"
+            )
+        if strays := [stray.task_id for stray in self._ledger.strays if stray.task_id and not stray.mirrored]:
+            self._log.warning(
+                "%d image tasks of earlier attempts are paid for and not asked for any more: %s",
+                len(strays),
+                ", ".join(strays),
+            )
+
     def look(self) -> None:
         """Ask once for what was submitted before and may be finished by now.
 
@@ -151,7 +149,8 @@ class Batch:
         self._expire()
         self._submit()
         self._mirror_completed()
-        self._give_up_if_refused()
+        if self._may_submit and not self._in_flight and not self.pace.is_short:
+            self._stop()  # there is nothing else to do meanwhile
         self._log.info(
             "Batch of %d: %d under way, %d to be submitted, %d mirrored",
             len(self.entries),
@@ -164,8 +163,7 @@ class Batch:
     @property
     def can_defer(self) -> bool:
         """Whether another process can go on, and there is time enough to start one."""
-        short_pause = self._is_paused and self.pace.not_before - time.time() <= MAX_WAIT
-        return self._ledger.lasts and bool(self._in_flight) and not short_pause
+        return self._ledger.lasts and bool(self._in_flight) and not (self._is_paused and self.pace.is_short)
 
     def hold(self) -> None:
         """Wait on this worker until an image task is final, one is out of time, or a pause is over.
@@ -176,8 +174,8 @@ class Batch:
         if self._in_flight:
             self._hook.watch(self._wait, until=until, enough=1)
             self._take()
-        elif until is not None:
-            time.sleep(max(0.0, until - time.time()))
+        else:
+            time.sleep(self.pace.pause)
 
     def trigger_arguments(self) -> dict[str, Any]:
         """Return what tells :class:`GptImgTaskTrigger` to wait for the same in the triggerer."""
@@ -206,7 +204,7 @@ class Batch:
             failed=ended[Standing.FAILED],
             unknown=ended[Standing.UNKNOWN] + strays,
             not_submitted=ended[Standing.PENDING],
-            stopped=from_dict(self.pace.stopped) if self.pace.stopped else None,
+            stopped=self.pace.stopped_by,
             on_unknown=self._limits.on_unknown,
             try_number=self._ledger.try_number,
         )
@@ -219,6 +217,14 @@ class Batch:
     def _is_paused(self) -> bool:
         """Whether there are requests and room for them, and only the API's wish for a pause keeps them back."""
         return self._may_submit and self._room > 0
+
+    @property
+    def _lost(self) -> int:
+        """Submits of this attempt of which nobody knows the outcome."""
+        return sum(
+            entry.submission is not None and not entry.task_id and entry.submitted_by == self._ledger.try_number
+            for entry in self.entries
+        )
 
     @property
     def _room(self) -> int:
@@ -345,9 +351,10 @@ class Batch:
                 self._retry_later(entry, outcome)
             else:
                 self._fail(entry, outcome)
-        self._pause(later, accepted=any(isinstance(outcome, ImageTask) for outcome in outcomes.values()))
-        sent_by_now = [e for e in self.entries if e.submitted_by == self._ledger.try_number and not e.task_id]
-        if unknown and (len(unknown) == len(outcomes) or len(sent_by_now) > CHUNK):
+        self.pace.slow_down(later, accepted=any(isinstance(outcome, ImageTask) for outcome in outcomes.values()))
+        if later:
+            self._log.info("%s. The next submit is in %.0f s", later[0], self.pace.pause)
+        if unknown and self._lost >= CHUNK:
             # Something between here and the API swallows answers: each further submit would be a gamble.
             self._stop(unknown[0])
 
@@ -361,30 +368,9 @@ class Batch:
         else:
             self._pending.append(entry)
 
-    def _pause(self, refused: Sequence[GptImgError], accepted: bool) -> None:
-        """Slow down as the API asks, and more when it goes on to accept nothing."""
-        self.pace.refusals = self.pace.refusals + 1 if refused and not accepted else 0
-        if not refused:
-            return
-        self.pace.refusal = refused[0].as_dict()
-        wanted = [error.retry_after for error in refused if isinstance(error, GptImgRateLimitError)]
-        pause = backoff(max(1, self.pace.refusals), max(filter(None, wanted), default=None))
-        if self.pace.refusals >= MAX_ATTEMPTS:
-            pause = max(pause, MAX_WAIT)
-        self.pace.not_before = time.time() + pause
-        self._log.info("%s. The next submit is in %.0f s", refused[0], pause)
-
-    def _give_up_if_refused(self) -> None:
-        """End submission in this attempt if there is nothing else to do than to wait long until the API accepts."""
-        pause = self.pace.not_before - time.time()
-        long = pause > MAX_WAIT or (pause > 0 and self.pace.refusals >= MAX_ATTEMPTS)
-        if long and self._may_submit and not self._in_flight and self.pace.refusal:
-            self._stop(from_dict(self.pace.refusal))
-
-    def _stop(self, error: GptImgError) -> None:
+    def _stop(self, error: GptImgError | None = None) -> None:
         if self.pace.stopped is None:
-            self._log.error("No more submits in this attempt: %s", error)
-            self.pace.stopped = error.as_dict()
+            self._log.error("No more submits in this attempt: %s", self.pace.stop(error))
 
     def _mirror_completed(self) -> None:
         """Mirror what is completed; page by page, since a page is written as a whole."""

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_gptimg.batch.ledger import Ledger
+    from airflow_provider_gptimg.batch.pace import Pace
     from airflow_provider_gptimg.batch.requests import BatchRequest
-    from airflow_provider_gptimg.batch.run import Batch, Limits, Pace
+    from airflow_provider_gptimg.batch.run import Batch, Limits
     from airflow_provider_gptimg.destination import Destination, KeyPattern
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook
     from airflow_provider_gptimg.manifest import Manifest
@@ -76,7 +77,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         :raises AirflowFailException: No other attempt would end otherwise; its cause is the error.
         :raises GptImgError: As the README's table of errors says.
         """
-        from airflow_provider_gptimg.batch.run import Pace
+        from airflow_provider_gptimg.batch.pace import Pace
 
         return self._go_on(context, Pace(), is_first_leg=True)
 
@@ -88,7 +89,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         :param pace: Of the leg that deferred.
         :raises GptImgError: As :meth:`execute`.
         """
-        from airflow_provider_gptimg.batch.run import Pace
+        from airflow_provider_gptimg.batch.pace import Pace
         from airflow_provider_gptimg.waiting import read_event
 
         with airflow_verdict():
@@ -119,11 +120,6 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
             if manifest:
                 manifest.claim()
             ledger = Ledger(context, hook.gptimg_conn_id)
-            if is_first_leg and not ledger.lasts:
-                self.log.warning(
-                    "This Airflow keeps no state for tasks (3.3 and newer do): the batch holds this worker to its end, "
-                    "and if the attempt dies, the next one submits and pays again"
-                )
             with Mirror(
                 hook,
                 store,
@@ -134,6 +130,8 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
                 log=self.log,
             ) as mirror:
                 batch = Batch(hook, ledger, requests, limits, pace, mirror, destination.pattern, self.log)
+                if is_first_leg:
+                    batch.introduce()
                 self._see_through(batch)
         with airflow_verdict(limits.on_unknown):
             return self._conclude(context, batch, ledger, destination.pattern, manifest, s3)
@@ -171,7 +169,6 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
 
         cost = sum(asked.request.credits for asked in requests)
         check_max_credits(self.max_credits, cost, f"this batch of {len(requests)} requests")
-        self.log.info("Batch of %d requests; all of them together cost %d credits", len(requests), cost)
 
     def _see_through(self, batch: Batch) -> None:
         """Work and wait until nothing is left to do; where that is better, defer, and go on in another leg."""

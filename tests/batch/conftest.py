@@ -92,7 +92,7 @@ def manifest(s3: Any) -> Callable[[str], list[dict[str, Any]]]:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Try again without a pause."""
-    import airflow_provider_gptimg.batch.run as run
+    from airflow_provider_gptimg.batch import pace
 
-    monkeypatch.setattr(run, "backoff", lambda failures, retry_after: retry_after or 0.0)
-    monkeypatch.setattr(run, "MAX_WAIT", 0.1)
+    monkeypatch.setattr(pace, "backoff", lambda failures, retry_after: retry_after or 0.0)
+    monkeypatch.setattr(pace, "MAX_WAIT", 0.1)
