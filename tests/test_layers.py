@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which module may import which: the arrow points downwards, and parsing a DAG loads no client."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "airflow_provider_gptimg"
+ROOT = Path(__file__).parent.parent / PACKAGE
+MODULES = {
+    ".".join((PACKAGE, *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in ROOT.rglob("*.py")
+}
+# What a DAG imports; the triggerer and the webserver aside, also what they import of it.
+PARSED = ("operators", "sensors", "transfers", "decorators", "triggers", "links")
+CLIENTS = ("httpx", "httpx_aiohttp", "aiohttp", "boto3", "botocore", f"{PACKAGE}.hooks")
+
+
+def is_below(module: str, *layers: str) -> bool:
+    return any(module == layer or module.startswith(f"{layer}.") for layer in layers)
+
+
+def layer(name: str) -> str:
+    return f"{PACKAGE}.{name}"
+
+
+def imports(tree: ast.AST, anywhere: bool) -> Iterator[str]:
+    """Yield the modules that are imported: `anywhere`, or only when the module itself is imported."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            assert node.module
+            # `from package import module` names a module; `from module import name` does not.
+            yield from (
+                name if (name := f"{node.module}.{alias.name}") in MODULES else node.module for alias in node.names
+            )
+        elif anywhere or not is_run_later(node):
+            yield from imports(node, anywhere)
+
+
+def is_run_later(node: ast.AST) -> bool:
+    is_for_types = isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+    return is_for_types or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+
+
+@cache
+def imported_by(module: str, anywhere: bool = True) -> frozenset[str]:
+    return frozenset(imports(ast.parse(MODULES[module].read_text()), anywhere))
+
+
+@cache
+def loaded_by(module: str) -> frozenset[str]:
+    """Return all that importing `module` loads, as far as this package's own modules lead."""
+    found, todo = set(), [module]
+    while todo:
+        for name in imported_by(todo.pop(), anywhere=False) - found:
+            found.add(name)
+            if name in MODULES:
+                todo.append(name)
+    return frozenset(found)
+
+
+def in_layers(*names: str) -> list[str]:
+    return sorted(module for module in MODULES if is_below(module, *map(layer, names)))
+
+
+def test_there_are_modules_to_look_at():
+    assert {layer("api.protocol"), layer("hooks.gptimg"), layer("operators.gptimg"), PACKAGE} <= set(MODULES)
+    assert layer("api.tasks") in imported_by(layer("api.protocol"))
+
+
+@pytest.mark.parametrize("module", [*in_layers("api"), layer("exceptions")])
+def test_api_imports_the_standard_library_errors_and_itself(module):
+    for name in imported_by(module):
+        assert name.split(".")[0] in sys.stdlib_module_names or is_below(name, layer("api"), layer("exceptions"))
+
+
+def test_polling_is_pure():
+    for name in imported_by(layer("polling")):
+        assert name.split(".")[0] in sys.stdlib_module_names or is_below(name, layer("api"), layer("exceptions"))
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - set(in_layers("operators", "decorators", "cost"))))
+def test_nothing_but_decorators_imports_operators(module):
+    """And the command line that reads DAGs, which are made of them."""
+    assert not [name for name in imported_by(module) if is_below(name, layer("operators"))]
+
+
+@pytest.mark.parametrize("module", in_layers("hooks", "triggers"))
+def test_hooks_and_triggers_import_nothing_above_them(module):
+    above = [layer(name) for name in ("operators", "sensors", "transfers", "decorators")]
+    if is_below(module, layer("hooks")):
+        above.append(layer("triggers"))
+    assert not [name for name in imported_by(module) if is_below(name, *above)]
+
+
+@pytest.mark.parametrize("tool", ["emulator", "sandbox", "gallery", "cost"])
+def test_nothing_imports_the_tools_beside_it(tool):
+    allowed = in_layers(tool, "sandbox")
+    users = [module for module in MODULES if any(is_below(name, layer(tool)) for name in imported_by(module))]
+    assert set(users) <= set(allowed)
+
+
+@pytest.mark.parametrize("module", in_layers("emulator"))
+def test_the_emulator_shares_no_code_with_the_client(module):
+    """Else both may agree and be wrong."""
+    own = [name for name in imported_by(module) if is_below(name, PACKAGE)]
+    assert all(is_below(name, layer("emulator")) for name in own)
+    assert not [name for name in imported_by(module) if is_below(name, "airflow")]
+
+
+@pytest.mark.parametrize("module", in_layers(*PARSED))
+def test_parsing_a_dag_loads_no_client(module):
+    assert not [name for name in loaded_by(module) if is_below(name, *CLIENTS)]
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_a_version_of_airflow_is_not_told_by_its_inner_modules(module):
+    """What both Airflow 2 and 3 have comes through the compatibility provider."""
+    inner = ("airflow.models", "airflow.utils", "airflow.exceptions", "airflow.hooks", "airflow.operators")
+    if not is_below(module, layer("sandbox"), layer("gallery")):
+        assert not [name for name in imported_by(module, anywhere=False) if is_below(name, *inner)]
+
+
+def test_the_package_itself_loads_nothing():
+    assert all(name in ("__future__", "typing") for name in imported_by(PACKAGE))
