@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow.providers.common.compat.sdk import BaseOperator, TaskDeferred
+from pydantic import JsonValue, TypeAdapter
 
 from airflow_provider_gptimg.operators.gptimg_batch import GptImgBatchToS3Operator
 
@@ -27,6 +28,7 @@ class FileStore:
         return json.loads(path.read_text()) if path.exists() else default
 
     def set(self, key: str, value: Any, *, retention: Any = None) -> None:
+        TypeAdapter(JsonValue).validate_python(value)  # as Airflow's own store: not what only json.dumps would take
         assert value is not None
         # As one transaction: all of the old value or all of the new one.
         path = self.folder / f"{key}.new"

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m airflow_provider_gptimg.cost DAG_ID`: what one run of a DAG costs, as far as its file tells."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from airflow.providers.common.compat.sdk import DecoratedOperator, XComArg
+
+from airflow_provider_gptimg.api.requests import ImageRequest
+from airflow_provider_gptimg.api.tasks import CREDITS_PER_IMAGE
+from airflow_provider_gptimg.exceptions import GptImgRequestError
+from airflow_provider_gptimg.operators.gptimg import GptImgSubmitOperator
+from airflow_provider_gptimg.operators.gptimg_batch import GptImgBatchToS3Operator
+
+__all__ = ["TaskCost", "main", "task_costs"]
+
+
+@dataclass(frozen=True)
+class TaskCost:
+    """What one task costs in one run.
+
+    :param images: None: not known before the run, for the reason that `why` says.
+    """
+
+    task_id: str
+    images: int | None
+    why: str = ""
+
+    @property
+    def credits(self) -> int:
+        """Credits; 0 where they are not known."""
+        return CREDITS_PER_IMAGE * (self.images or 0)
+
+
+class _Unknown(Exception):
+    """It is known at run time only."""
+
+
+def task_costs(dag: Any) -> list[TaskCost]:
+    """Return the cost of each task of `dag` that submits, all of its mapped instances together."""
+    return [
+        _cost(task) for task in dag.tasks if issubclass(_class(task), (GptImgSubmitOperator, GptImgBatchToS3Operator))
+    ]
+
+
+def _class(task: Any) -> type:
+    return task.operator_class if task.is_mapped else type(task)
+
+
+def _cost(task: Any) -> TaskCost:
+    try:
+        return TaskCost(task.task_id, sum(_images(_class(task), arguments) for arguments in _instances(task)))
+    except _Unknown as unknown:
+        limit = (task.partial_kwargs if task.is_mapped else vars(task)).get("max_credits")
+        brake = "" if limit is None else f"; max_credits allows {limit} credits an instance"
+        return TaskCost(task.task_id, None, f"{unknown}{brake}")
+
+
+def _instances(task: Any) -> Iterable[Mapping[str, Any]]:
+    """Return the arguments of each instance of a task."""
+    if task.get_closest_mapped_task_group() is not None:
+        raise _Unknown("its task group is mapped")
+    if not task.is_mapped:
+        return [vars(task)]
+    expanded = task.expand_input.value
+    if isinstance(expanded, Mapping):
+        lists = [_literal(values, f"it is mapped over {name}") for name, values in expanded.items()]
+        expanded = [dict(zip(expanded, values, strict=True)) for values in product(*lists)]
+    return [{**task.partial_kwargs, **_literal(own, "it is mapped")} for own in _literal(expanded, "it is mapped")]
+
+
+def _literal(values: Any, what: str) -> Any:
+    if isinstance(values, XComArg):
+        raise _Unknown(f"{what}, by a task's result")
+    return values
+
+
+def _images(operator: type, arguments: Mapping[str, Any]) -> int:
+    if issubclass(operator, DecoratedOperator):
+        raise _Unknown("its function decides")
+    if not issubclass(operator, GptImgBatchToS3Operator):
+        return _number(arguments.get("n", 1))
+    requests = _literal(arguments["requests"], "its requests are known at run time")
+    if isinstance(requests, str):
+        raise _Unknown(f"its requests are read at run time from {requests}")
+    return sum(_number(asked.get("n", 1)) if isinstance(asked, Mapping) else 1 for asked in requests)
+
+
+def _number(n: Any) -> int:
+    if isinstance(n, XComArg) or (isinstance(n, str) and "{" in n):
+        raise _Unknown("n is rendered at run time")
+    try:
+        return ImageRequest.check("any", n=n).n
+    except GptImgRequestError as error:
+        raise _Unknown(f"the run would refuse it: {error}") from None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m airflow_provider_gptimg.cost",
+        description="What one run of a DAG in the DAGs folder costs, as far as its file tells. Nothing is sent.",
+    )
+    parser.add_argument("dag_id")
+    dag_id = parser.parse_args(arguments).dag_id
+    with redirect_stdout(sys.stderr):  # Airflow logs to it
+        bag = _dag_bag()
+    if dag_id not in bag.dags:
+        print(f"There is no DAG {dag_id!r} in the DAGs folder {bag.dag_folder}", file=sys.stderr)
+        for path, error in bag.import_errors.items():
+            print(f"{path} cannot be imported: {error.strip().splitlines()[-1]}", file=sys.stderr)
+        return 1
+    _show(task_costs(bag.dags[dag_id]))
+    return 0
+
+
+def _dag_bag() -> Any:
+    try:
+        from airflow.dag_processing.dagbag import DagBag
+    except ImportError:  # before Airflow 3.1
+        from airflow.models.dagbag import DagBag  # type: ignore[no-redef]
+    return DagBag()
+
+
+def _show(costs: list[TaskCost]) -> None:
+    width = max([len(cost.task_id) for cost in costs] + [len("known in all")])
+    print(f"{'task':{width}}  {'images':>7}  {'credits':>7}")
+    for cost in costs:
+        if cost.images is not None:
+            print(f"{cost.task_id:{width}}  {cost.images:7}  {cost.credits:7}")
+    images = sum(cost.images or 0 for cost in costs)
+    print(f"{'known in all':{width}}  {images:7}  {images * CREDITS_PER_IMAGE:7}")
+    unknown = [cost for cost in costs if cost.images is None]
+    if unknown:
+        print("Not known before the run:")
+    for cost in unknown:
+        print(f"  {cost.task_id}: {cost.why}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

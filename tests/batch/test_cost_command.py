@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a DAG costs, before it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from airflow.sdk import DAG, task, task_group
+
+from airflow_provider_gptimg.cost import main, task_costs
+from airflow_provider_gptimg.operators.gptimg import GptImgGenerateOperator, GptImgSubmitOperator
+from airflow_provider_gptimg.operators.gptimg_batch import GptImgBatchToS3Operator
+
+S3 = {"s3_bucket": "images"}
+
+
+def costs(make) -> dict[str, int | str]:
+    with DAG("costs") as dag:
+        make()
+    return {cost.task_id: cost.why if cost.images is None else cost.credits for cost in task_costs(dag)}
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: GptImgSubmitOperator(task_id="t", prompt="x"), 2),
+        (lambda: GptImgGenerateOperator(task_id="t", prompt="{{ ds }}", n="3"), 6),
+        (lambda: GptImgSubmitOperator.partial(task_id="t", n=2).expand(prompt=["x", "y"]), 8),
+        (lambda: GptImgSubmitOperator.partial(task_id="t").expand(prompt=["x", "y"], n=[1, 4]), 20),
+        (lambda: GptImgSubmitOperator.partial(task_id="t", n=3).expand_kwargs([{"prompt": "x"}, {"n": 1}]), 8),
+        (lambda: GptImgBatchToS3Operator(task_id="t", requests=["x", {"prompt": "y", "n": "2"}], **S3), 6),
+        (
+            lambda: GptImgBatchToS3Operator.partial(task_id="t", **S3).expand(requests=[["x"], ["y", "z"]]),
+            6,
+        ),
+    ],
+)
+def test_literal_requests_are_counted(make, expected):
+    assert costs(make) == {"t": expected}
+
+
+def from_a_task() -> None:
+    @task
+    def prompts():
+        return ["x"]
+
+    GptImgSubmitOperator.partial(task_id="mapped", max_credits=4).expand(prompt=prompts())
+    GptImgSubmitOperator.partial(task_id="by_kwargs").expand_kwargs(prompts())
+    GptImgBatchToS3Operator(task_id="batch", requests=prompts(), **S3)
+    GptImgSubmitOperator(task_id="n", prompt="x", n=prompts())
+
+
+def in_a_mapped_group() -> None:
+    @task_group
+    def group(prompt):
+        GptImgSubmitOperator(task_id="submit", prompt=prompt)
+
+    group.expand(prompt=["x", "y"])
+
+
+def decorated() -> None:
+    @task.gptimg(max_credits=2)
+    def one():
+        return "x"
+
+    @task.gptimg_batch(s3_bucket="images")
+    def many():
+        return ["x"]
+
+    one()
+    many()
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (
+            from_a_task,
+            {
+                "mapped": "it is mapped over prompt, by a task's result; max_credits allows 4 credits an instance",
+                "by_kwargs": "it is mapped, by a task's result",
+                "batch": "its requests are known at run time, by a task's result",
+                "n": "n is rendered at run time",
+            },
+        ),
+        (in_a_mapped_group, {"group.submit": "its task group is mapped"}),
+        (
+            decorated,
+            {"one": "its function decides; max_credits allows 2 credits an instance", "many": "its function decides"},
+        ),
+        (
+            lambda: GptImgSubmitOperator(task_id="t", prompt="x", n="{{ params.n }}"),
+            {"t": "n is rendered at run time"},
+        ),
+        (
+            lambda: GptImgBatchToS3Operator(task_id="t", requests="s3://b/r.csv", **S3),
+            {"t": "its requests are read at run time from s3://b/r.csv"},
+        ),
+    ],
+    ids=["from a task", "mapped group", "decorated", "templated", "from S3"],
+)
+def test_what_is_known_at_run_time_is_said(make, expected):
+    assert costs(make) == expected
+
+
+def test_what_the_run_would_refuse_is_said():
+    (why,) = costs(lambda: GptImgSubmitOperator(task_id="t", prompt="x", n=9)).values()
+    assert "the run would refuse it: n=9" in str(why)
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "shop.py").write_text(
+        "from airflow.sdk import DAG\n"
+        "from airflow_provider_gptimg.operators.gptimg import GptImgSubmitOperator\n"
+        "with DAG('shop'):\n"
+        "    GptImgSubmitOperator(task_id='one', prompt='x', n=2)\n"
+        "    GptImgSubmitOperator(task_id='other', prompt='x', n='{{ 2 }}')\n"
+    )
+    (tmp_path / "broken.py").write_text("from airflow.sdk import DAG\nraise OSError('broken')\n")
+    monkeypatch.setattr("airflow.settings.DAGS_FOLDER", str(tmp_path))
+
+    assert main(["shop"]) == 0
+    out = capsys.readouterr().out
+    assert [line.split() for line in out.splitlines()] == [
+        ["task", "images", "credits"],
+        ["one", "2", "4"],
+        ["known", "in", "all", "2", "4"],
+        ["Not", "known", "before", "the", "run:"],
+        ["other:", "n", "is", "rendered", "at", "run", "time"],
+    ]
+
+    assert main(["cafe"]) == 1
+    said = capsys.readouterr().err
+    assert "There is no DAG 'cafe'" in said
+    assert "OSError: broken" in said
