@@ -208,7 +208,7 @@ class Ledger:
                     "content_type": mirrored.content_type,
                     "size": mirrored.size,
                     "sha256": mirrored.sha256,
-                    "pixels": mirrored.pixels,
+                    "pixels": list(mirrored.pixels) if mirrored.pixels else None,  # a tuple is no JSON to Airflow
                     "source_url": mirrored.source_url,
                     "skipped": mirrored.skipped,
                 }

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator, TaskDeferred
+from pydantic import JsonValue, TypeAdapter
 
 from airflow_provider_gptimg.exceptions import GptImgError
 from airflow_provider_gptimg.triggers.gptimg import GptImgTaskTrigger
@@ -32,6 +33,7 @@ class StateStore:
         return copy.deepcopy(self.records.get(key, default))
 
     def set(self, key: str, value: Any, *, retention: Any = None) -> None:
+        TypeAdapter(JsonValue).validate_python(value)  # as Airflow's own store: not what only json.dumps would take
         assert value is not None
         self.records[key] = json.loads(json.dumps(value))
         self.retentions[key] = retention
