@@ -16,6 +16,7 @@ help:
 	@echo "make test    all tests but the long random kills"
 	@echo "make chaos   minutes of random kills"
 	@echo "make compat  one DAG of all classes on the oldest supported Airflows"
+	@echo "make bench   what a wait and a mirrored image cost, beside official providers"
 	@echo "make check   lint, format and types"
 	@echo "make lock    resolve requirements.lock anew"
 
@@ -46,6 +47,15 @@ compat-%: $(READY)
 		-r tests/compat/airflow-$*.lock
 	$(BIN)/uv pip install --quiet --python .venv-$*/bin/python --no-deps --no-build-isolation --editable .
 	.venv-$*/bin/python -m pytest tests/compat
+
+bench: $(READY)
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-bench
+	$(BIN)/uv pip install --quiet --python .venv-bench/bin/python --require-hashes --compile-bytecode \
+		-r benchmarks/requirements.lock
+	$(BIN)/uv pip install --quiet --python .venv-bench/bin/python --no-deps --no-build-isolation --editable .
+	for benchmark in polling_schedule polling_cost mirroring; do \
+		.venv-bench/bin/python -m benchmarks.$$benchmark $(BENCH_ARGS) || exit 1; \
+	done
 
 check: $(READY)
 	$(BIN)/ruff check .
