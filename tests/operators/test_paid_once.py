@@ -127,10 +127,11 @@ class TestWithARecordedTask:
         instance.attempt(paid())
         assert charges(emulator) == [2]
 
-    def test_a_refunded_failure_is_submitted_anew(self, emulator, instance, paid):
-        emulator.fault("submit", "fail")
+    def test_a_refunded_failure_is_submitted_anew(self, emulator, instance, paid, clock):
+        clock.stop()
         instance.kill(paid())
         emulator.finish(emulator.tasks[0].task_id, status="failed")
+        clock.go()
         instance.attempt(paid())
         assert [entry.kind for entry in emulator.ledger] == ["charge", "refund", "charge"]
         assert instance.xcoms["credits"] == 2
