@@ -68,7 +68,7 @@ class _GptImgBatchDecoratedOperator(DecoratedOperator, GptImgBatchToS3Operator):
         return super().execute(context)
 
     def execute_complete(  # type: ignore[override]
-        self, context: Context, event: Any = None, *, pace: dict[str, Any]
+        self, context: Context, event: Any = None, *, pace: dict[str, Any] | None = None
     ) -> Any:
         """Go on with the same requests after the trigger has fired.
 

@@ -82,11 +82,11 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         return self._go_on(context, Pace(), is_first_leg=True)
 
     def execute_complete(  # type: ignore[override]
-        self, context: Context, event: Any = None, *, pace: dict[str, Any]
+        self, context: Context, event: Any = None, *, pace: dict[str, Any] | None = None
     ) -> Any:
         """Go on after the trigger has fired.
 
-        :param pace: Of the leg that deferred.
+        :param pace: Of the leg that deferred; None, as `dag.test()` has it: a new one.
         :raises GptImgError: As :meth:`execute`.
         """
         from airflow_provider_gptimg.batch.pace import Pace
@@ -94,7 +94,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
 
         with airflow_verdict():
             read_event(event)
-        return self._go_on(context, Pace(**pace))
+        return self._go_on(context, Pace(**(pace or {})))
 
     def _go_on(self, context: Context, pace: Pace, is_first_leg: bool = False) -> Any:
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
