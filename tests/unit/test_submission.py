@@ -262,6 +262,12 @@ class TestLaterAttempt:
         assert store.record.delivered_max_tries is None
         assert obtain(hook, store, max_tries=3).task.task_id == again.task.task_id
 
+    def test_a_delivery_counts_from_the_clear_that_led_to_it(self, emulator, hook, store):
+        first = obtain(hook, store, max_tries=0)
+        submission(store, 5).deliver()
+        assert obtain(hook, store, max_tries=5).task.task_id == first.task.task_id
+        assert obtain(hook, store, max_tries=6).task.task_id != first.task.task_id
+
     def test_submits_anew_when_the_generation_failed(self, emulator, hook, store):
         first = obtain(hook, store)
         emulator.finish(first.task.task_id, "failed")
