@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["describe_outlets", "openlineage_datasets", "report_to_collector"]
 
+_MOST_URIS = 100
+
 
 def describe_outlets(
     outlet_events: Any,
@@ -30,6 +32,9 @@ def describe_outlets(
 ) -> None:
     """Let the event of each asset among `outlets` carry the objects' URIs as `extra`, and the manifest's if any.
 
+    Of more than 100 objects, as a batch may have, the URIs are in the manifest only: an event is a row in Airflow's
+    database.
+
     An alias stands for an asset that is known at run time only. Here that is the folder into which the key pattern
     writes, rather than each image, so that runs add events and not assets.
 
@@ -37,7 +42,9 @@ def describe_outlets(
     """
     if outlet_events is None:
         return
-    extra: dict[str, Any] = {"uris": [mirrored.uri for mirrored in objects], "images": len(objects)}
+    extra: dict[str, Any] = {"images": len(objects)}
+    if len(objects) <= _MOST_URIS:
+        extra["uris"] = [mirrored.uri for mirrored in objects]
     if manifest:
         extra["manifest"] = manifest
     for outlet in outlets:
