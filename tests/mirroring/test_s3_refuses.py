@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 from mirroring_images import picture
-from s3_proxy import CUT, LOST, Refusal, S3Proxy
+from mirroring_s3_proxy import CUT, LOST, Refusal, S3Proxy
 
 from airflow_provider_gptimg.exceptions import GptImgError
 
