@@ -48,6 +48,14 @@ EXAMPLES = {
         {"The chair of the first picture in the room of the second": 1},
         r"edits/{task_id}/{index}\.png",
     ),
+    "example_gptimg_batch": (
+        {
+            f"{product}, {view}, product photo": 1
+            for product in ("A teapot", "A stool", "A lantern", "A kite", "A clock", "A canoe")
+            for view in ("from the front", "in use")
+        },
+        r"catalogue/{task_id}-{index}\.png",
+    ),
 }
 
 
@@ -118,4 +126,6 @@ def test_airflow_runs_them_from_the_prompt_to_the_objects(dag_id, made):
 
 
 def test_they_make_no_other_objects(made):
-    assert len(made.objects) == sum(task.n for task in made.tasks)
+    manifests = [key for key in made.objects if key.endswith(".jsonl")]
+    assert len(manifests) == 1
+    assert len(made.objects) - len(manifests) == sum(task.n for task in made.tasks)
