@@ -9,11 +9,12 @@ export UV_SYSTEM_CERTS := 1
 # Compiled once at installation; else each of Airflow's processes compiles all of it anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test chaos compat bench check lock clean help
+.PHONY: setup demo test system chaos compat bench check lock clean help
 
 help:
 	@echo "make demo    run an example DAG on a throw-away Airflow with a stand-in API and S3"
-	@echo "make test    all tests but the long random kills"
+	@echo "make test    the tests, with one DAG on a running Airflow"
+	@echo "make system  more on a running Airflow: kills at every point, the gallery, the sandbox"
 	@echo "make chaos   minutes of random kills"
 	@echo "make compat  one DAG of all classes on the oldest supported Airflows"
 	@echo "make bench   what a wait and a mirrored image cost, beside official providers"
@@ -34,7 +35,10 @@ demo: $(READY)
 	$(BIN)/python -m airflow_provider_gptimg.sandbox $(if $(KEEP),--keep)
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not chaos" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not (system or chaos)" $(PYTEST_ARGS)
+
+system: $(READY)
+	$(BIN)/python -m pytest -m system $(PYTEST_ARGS)
 
 chaos: $(READY)
 	$(BIN)/python -m pytest -m chaos $(PYTEST_ARGS)
