@@ -11,9 +11,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiohttp import ClientSession, ClientTimeout, web
+from aiohttp import ClientConnectorError, ClientSession, ClientTimeout, TCPConnector, web
 from multidict import CIMultiDict
 from yarl import URL
+
+from airflow_provider_gptimg.submission import RECORD_KEY
 
 # Of one connection each; and answers are to be readable here.
 _NOT_PASSED_ON = ("accept-encoding", "connection", "content-length", "host", "keep-alive", "transfer-encoding")
@@ -90,7 +92,12 @@ class Gate:
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         self._port.set_result(runner.addresses[0][1])
-        async with ClientSession(timeout=ClientTimeout(120), skip_auto_headers=["Accept-Encoding"]) as self._session:
+        async with ClientSession(
+            # A kept connection may be closed by the server just as a call goes out on it.
+            connector=TCPConnector(force_close=True),
+            timeout=ClientTimeout(120),
+            skip_auto_headers=["Accept-Encoding"],
+        ) as self._session:
             await self._stopping.wait()
             await runner.cleanup()
 
@@ -100,19 +107,24 @@ class Gate:
         latency = self._store_latency if "/store/ti/" in request.path else 0.0
         await asyncio.sleep(latency)
         await self._stop_at(request, call, "request")
+        try:
+            status, headers, content = await self._asked(request, body)
+        except ClientConnectorError:
+            return web.Response(status=502)
+        if request.path.endswith("/run") and status == 200:
+            self._runs[_task_instance(request)] = (json.loads(content)["dag_run"]["conf"] or {}).get("name", "")
+        await asyncio.sleep(latency)
+        await self._stop_at(request, call, "answer")
+        return web.Response(status=status, headers=headers, body=content)
+
+    async def _asked(self, request: web.Request, body: bytes) -> tuple[int, CIMultiDict[str], bytes]:
+        """Return what the API server answers."""
+        url = URL(self.upstream + request.raw_path, encoded=True)
+        headers = _end_to_end(request.headers)
         async with self._session.request(
-            request.method,
-            URL(self.upstream + request.raw_path, encoded=True),
-            headers=_end_to_end(request.headers),
-            data=body,
-            allow_redirects=False,
+            request.method, url, headers=headers, data=body, allow_redirects=False
         ) as answer:
-            content = await answer.read()
-            if request.path.endswith("/run") and answer.status == 200:
-                self._runs[_task_instance(request)] = (json.loads(content)["dag_run"]["conf"] or {}).get("name", "")
-            await asyncio.sleep(latency)
-            await self._stop_at(request, call, "answer")
-            return web.Response(status=answer.status, headers=_end_to_end(answer.headers), body=content)
+            return answer.status, _end_to_end(answer.headers), await answer.read()
 
     async def _stop_at(self, request: web.Request, call: str | None, where: str) -> None:
         if call is None:
@@ -132,7 +144,7 @@ def call_name(method: str, path: str, body: bytes) -> str | None:
     """Return what a call is to a submission: a step of its record, or the XCom with the result; None: nothing."""
     if method == "POST" and "/xcoms/" in path and path.endswith("/return_value"):
         return "push the result"
-    if "/store/ti/" not in path:
+    if not path.endswith(f"/{RECORD_KEY}"):
         return None
     if method != "PUT":
         return "read the record" if method == "GET" else None

@@ -9,9 +9,9 @@ from typing import Any
 
 from airflow_provider_gptimg.emulator import Emulator
 from airflow_provider_gptimg.sandbox.rest import DagRun
+from airflow_provider_gptimg.submission import RECORD_KEY
 
 TASK = "images"
-RECORD = "gptimg_submission"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Evidence:
 
 def record_of(run: DagRun, map_index: int = -1) -> str:
     """Return how far a task's submission record has come."""
-    record = run.state_store(TASK, map_index).get(RECORD)
+    record = run.state_store(TASK, map_index).get(RECORD_KEY)
     if record is None:
         return "none"
     if record["task_id"] is None:

@@ -11,15 +11,16 @@ from dataclasses import dataclass, field
 import pytest
 from kill_airflow import kill_task, killable_airflow, patiently
 from kill_gate import Gate
-from kill_report import RECORD, TASK, Evidence, delivered, failed_for_unknown_outcome, table
+from kill_report import TASK, Evidence, delivered, failed_for_unknown_outcome, table
 
 from airflow_provider_gptimg.emulator import Emulator
 from airflow_provider_gptimg.sandbox.rest import DagRun, until
 from airflow_provider_gptimg.sandbox.standalone import StandaloneAirflow
+from airflow_provider_gptimg.submission import RECORD_KEY
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
-LIMIT = 120.0
+LIMIT = 240.0
 """Seconds that a condition may take on a busy machine."""
 FINAL = ("success", "failed")
 
@@ -433,7 +434,7 @@ def test_after_an_unknown_outcome_only_a_person_goes_on(scenes: Callable[[str], 
     assert failed_for_unknown_outcome(scene.run)
     assert len(scene.emulator.ledger) == 1
 
-    record = f"{scene.run.path}/taskInstances/{TASK}/state-store/{RECORD}"
+    record = f"{scene.run.path}/taskInstances/{TASK}/state-store/{RECORD_KEY}"
     patiently(lambda: scene.airflow.api.call("DELETE", record))
     assert cleared(scene.run) == "success"
     _, second = scene.emulator.ledger
