@@ -79,7 +79,7 @@ def get_provider_info() -> dict[str, Any]:
                     },
                     "first_poll_after": {
                         "label": "First poll after (s)",
-                        "description": "Seconds from submission to the first poll; 39 if empty.",
+                        "description": "Seconds from submission to the first poll; 39.5 if empty.",
                         "schema": {"type": ["number", "null"], "minimum": 0},
                     },
                     "on_unknown_submission": {

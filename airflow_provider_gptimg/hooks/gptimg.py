@@ -234,7 +234,7 @@ class GptImgHook(BaseHook):
 
         :param poll_interval: Seconds between polls; None: the connection's, else 5.
         :param first_poll_after: Seconds from submission to the first poll after the one made at once; None: the
-            connection's, else 39.
+            connection's, else 39.5.
         :param timeout: Seconds from submission to completion.
         :raises GptImgTaskFailedError: The generation failed.
         :raises GptImgTimeoutError: It did not finish within `timeout`.

@@ -147,7 +147,7 @@ class GptImgGenerateOperator(GptImgSubmitOperator):
     :param deferrable: Wait in the triggerer instead of on a worker.
     :param poll_interval: Seconds between polls, 5 to 10 as the vendor asks; None: the connection's, else 5.
     :param first_poll_after: Seconds from submission to the first poll after the one made at once; None: the
-        connection's, else 39.
+        connection's, else 39.5.
     :param timeout: Seconds from submission to completion.
     """
 

@@ -43,7 +43,7 @@ def stand_ins(speed: float) -> Iterator[Services]:
     from airflow_provider_gptimg.emulator.pictures import draw
 
     # Polled as much faster, but for the moments that Airflow needs to defer a task.
-    schedule = {"first_poll_after": 39 / speed, "poll_interval": max(1.0, 5 / speed)}
+    schedule = {"first_poll_after": 39.5 / speed, "poll_interval": max(1.0, 5 / speed)}
     with Emulator(speed=speed, extra=schedule) as emulator, S3Server(_BUCKET) as server:
         s3 = server.client()
         for name in _REFERENCES:

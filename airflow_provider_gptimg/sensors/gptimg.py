@@ -43,7 +43,7 @@ class GptImgTaskSensor(BaseSensorOperator):
     :param poll_interval: Seconds between polls, 5 to 10 as the vendor asks; None: the connection's, else 5. Sensors'
         own `poke_interval` means the same.
     :param first_poll_after: Seconds from submission to the first poll after the one made at once; None: the
-        connection's, else 39.
+        connection's, else 39.5.
     :param timeout: Seconds from submission to completion. The image task outlives it, and so does its price: another
         attempt waits on for it.
     :param start_from_trigger: Start in the triggerer, without a worker process (Airflow 3.3 and newer, deferrable,

@@ -52,7 +52,7 @@ class GptImgToS3Operator(BaseOperator):
     :param deferrable: Wait in the triggerer instead of on a worker.
     :param poll_interval: Seconds between polls; None: the connection's, else 5.
     :param first_poll_after: Seconds from submission to the first poll after the one made at once; None: the
-        connection's, else 39.
+        connection's, else 39.5.
     :param timeout: Seconds from submission to completion.
     :param retry_policy: As of any operator (Airflow 3.3 and newer).
     """

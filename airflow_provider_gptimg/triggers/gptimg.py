@@ -38,7 +38,7 @@ class GptImgTaskTrigger(BaseTrigger):
     :param gptimg_task_id: One id of an image task, or a list of them.
     :param gptimg_conn_id: Id of the connection.
     :param poll_interval: Seconds between polls of a task; None: the connection's, else 5.
-    :param first_poll_after: Seconds from submission to the first poll; None: the connection's, else 39.
+    :param first_poll_after: Seconds from submission to the first poll; None: the connection's, else 39.5.
     :param deadline: When to give up, in Unix seconds; None: `timeout` seconds after submission.
     :param timeout: Seconds from submission to completion, for a wait without a `deadline`.
     :param submitted_at: When the tasks were submitted, in Unix seconds; None: as the API says.

@@ -11,7 +11,8 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 from mirroring_images import picture
 
-from airflow_provider_gptimg.exceptions import GptImgTaskFailedError
+from airflow_provider_gptimg.exceptions import GptImgError, GptImgTaskFailedError
+from airflow_provider_gptimg.manifest import Manifest
 
 KEY = "manifests/today.jsonl"
 
@@ -82,6 +83,30 @@ def test_nobody_elses_manifest_is_overwritten(emulator, s3, mirror, other):
         mirror(emulator.add_task(), other, manifest_key=KEY)
     assert rows(s3) == first
     assert not [call for call in emulator.calls[calls:] if "outputs" in call.path], "an image was downloaded for it"
+
+
+def test_what_nobody_known_wrote_is_nobodys(emulator, s3, mirror):
+    task_id = emulator.add_task()
+    mirror(task_id, {}, manifest_key=KEY)
+    with pytest.raises(AirflowFailException, match="run_id"):
+        mirror(task_id, {}, manifest_key=KEY)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["first attempt", "second attempt"])
+def test_what_somebody_writes_meanwhile_is_not_overwritten(emulator, s3, mirror, monkeypatch, again):
+    """Between the look at the key and the write lie all downloads."""
+    if again:
+        mirror(emulator.add_task(), context_of(), manifest_key=KEY)
+    write = Manifest.write
+
+    def write_late(self: Manifest, *arguments: Any) -> None:
+        s3.put_object(Bucket="images", Key=KEY, Body=b'{"by": "somebody else"}')
+        write(self, *arguments)
+
+    monkeypatch.setattr(Manifest, "write", write_late)
+    with pytest.raises(GptImgError, match="written by somebody else"):
+        mirror(emulator.add_task(), context_of(), manifest_key=KEY)
+    assert rows(s3) == [{"by": "somebody else"}]
 
 
 def test_replace_overwrites_it(emulator, s3, mirror):

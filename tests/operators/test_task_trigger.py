@@ -247,7 +247,8 @@ class TestEventLoop:
         assert client._client.is_closed
         assert len({call.connection for call in emulator.calls}) <= shared_client.MAX_CONNECTIONS
 
-    async def test_a_cancelled_trigger_leaves_nothing_behind(self, emulator):
+    async def test_a_cancelled_trigger_leaves_nothing_behind(self, emulator, quick):
+        quick(timeout=300)
         emulator.fault("poll", "hang_before", times=None)
         trigger = trigger_for([emulator.add_task() for _ in range(20)])
         waiting = asyncio.create_task(fire(trigger))
@@ -256,15 +257,17 @@ class TestEventLoop:
         before = asyncio.all_tasks()
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await waiting
+            await asyncio.wait_for(waiting, 10)
         assert clients() == {}
         assert client._client.is_closed
         await until(lambda: emulator.waiting() == 0)
         assert asyncio.all_tasks() < before
 
-    async def test_a_trigger_that_times_out_leaves_nothing_behind(self, emulator):
+    async def test_a_trigger_that_times_out_leaves_nothing_behind(self, emulator, quick):
+        quick(timeout=300)
         emulator.fault("poll", "hang_before", times=None)
-        event = await fire(trigger_for([emulator.add_task() for _ in range(20)], wait=0.3))
+        trigger = trigger_for([emulator.add_task() for _ in range(20)], wait=0.3)
+        event = await asyncio.wait_for(fire(trigger), 10)
         assert event["status"] == "timeout"
         assert clients() == {}
         await until(lambda: emulator.waiting() == 0)
@@ -279,7 +282,9 @@ class TestEventLoop:
         emulator.clear_faults()
         emulator.revoke_key(emulator.api_key)
         emulator.release()
-        time.sleep(0.2)  # noqa: ASYNC251 - all eight answers are here when this loop looks again
+        while sum(call.status == 401 for call in emulator.calls) < 8:
+            time.sleep(0.01)  # noqa: ASYNC251 - all eight answers are to be here when this loop looks again
+        time.sleep(0.1)  # noqa: ASYNC251
         assert (await waiting)["error"]["type"] == "GptImgAuthError"
         assert clients() == {}
         gc.collect()

@@ -428,7 +428,7 @@ class FakeConnection:
 @pytest.mark.parametrize(
     ("extra", "told", "schedule"),
     [
-        ({}, {}, (5.0, 39.0)),
+        ({}, {}, (5.0, 39.5)),
         ({"poll_interval": 7, "first_poll_after": 20}, {}, (7.0, 20.0)),
         ({"poll_interval": 7, "first_poll_after": 20}, {"poll_interval": 9}, (9.0, 20.0)),
         ({"poll_interval": 7, "first_poll_after": 20}, {"first_poll_after": 0}, (7.0, 0.0)),
@@ -459,6 +459,7 @@ class TestMediaUrls:
     REFUSED = (
         "http://gptimg.co/x.png",
         "http://file.gptimg.co/x.png",
+        "http://file.gptimg.co:443/x.png",
         "https://evilgptimg.co/x.png",
         "https://gptimg.co.evil.com/x.png",
         "https://evil.com/gptimg.co",
