@@ -57,7 +57,7 @@ bench: $(READY)
 	$(BIN)/uv pip install --quiet --python .venv-bench/bin/python --require-hashes --compile-bytecode \
 		-r benchmarks/requirements.lock
 	$(BIN)/uv pip install --quiet --python .venv-bench/bin/python --no-deps --no-build-isolation --editable .
-	for benchmark in polling_cost mirroring; do \
+	for benchmark in polling_schedule polling_cost mirroring; do \
 		.venv-bench/bin/python -m benchmarks.$$benchmark $(BENCH_ARGS) || exit 1; \
 	done
 
