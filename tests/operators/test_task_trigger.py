@@ -303,3 +303,8 @@ async def test_logs_say_how_it_goes(emulator, log):
     lines = [line for line in log().splitlines() if task_id in line and "GET" not in line]
     assert ["down for maintenance" in lines[0], "processing" in lines[1], "completed" in lines[2]] == [True] * 3
     assert len(lines) == 3
+
+
+async def test_ends_no_task_where_it_knows_none_as_in_dag_test(emulator):
+    trigger = GptImgTaskTrigger(emulator.add_task(status="completed"), end_from_trigger=True)
+    assert [event.payload["status"] async for event in trigger.run()] == ["finished"]
