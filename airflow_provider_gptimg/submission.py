@@ -8,7 +8,7 @@ with the record it finds is a table, :func:`decide`; :class:`Submission` is the 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook
 
-__all__ = ["RECORD_KEY", "Accepted", "Decision", "Submission", "SubmissionRecord", "decide"]
+__all__ = ["RECORD_KEY", "Accepted", "Decision", "Submission", "SubmissionRecord", "decide", "once_succeeded"]
 
 RECORD_KEY = "gptimg_submission"
 _VERSION = 1
@@ -143,6 +143,7 @@ class Submission:
     """
 
     def __init__(self, context: Context, log: Any, key: str = RECORD_KEY) -> None:
+        self._context = context
         self._store: Any = context.get("task_state_store")
         self._max_tries = int(getattr(context.get("ti"), "max_tries", 0) or 0)
         self._log = log
@@ -177,10 +178,15 @@ class Submission:
         return self._submit(hook, request, fingerprint, record, aws_conn_id, on_unknown)
 
     def deliver(self) -> None:
-        """Note that an attempt ended well with the images: from now on, clearing the task means "make new ones"."""
-        record = self._read()
-        if record is not None:
-            self._write(replace(record, delivered_max_tries=self._max_tries))
+        """Have noted, once the task has succeeded, that from then on clearing it means "make new ones"."""
+
+        def note() -> None:
+            record = self._read()
+            if record is not None:
+                self._write(replace(record, delivered_max_tries=self._max_tries))
+
+        if self._store is not None:
+            once_succeeded(self._context, note)
 
     def _take_up(self, hook: GptImgHook, record: SubmissionRecord) -> ImageTask:
         assert record.task_id is not None  # noqa: S101 - as decided
@@ -205,10 +211,19 @@ class Submission:
     ) -> Accepted:
         prepared = hook.prepare_submit(request, aws_conn_id)
         record = SubmissionRecord(fingerprint, request.credits, time.time(), self._max_tries)
+
+        def pause(seconds: float) -> None:
+            # Refused so far: who is killed now leaves no intent, which would look like an unknown outcome.
+            nonlocal record
+            self._write(previous)
+            time.sleep(seconds)
+            record = replace(record, submitted_at=time.time())
+            self._write(record)
+
         self._write(record)
         try:
             with span("submit", credits=request.credits):
-                task = hook.submit_prepared(prepared)
+                task = hook.submit_prepared(prepared, pause=pause)
         except GptImgSubmissionUnknownError as error:
             count("submissions", outcome="unknown")
             way_on = "The next attempt submits again" if on_unknown == "resubmit" else _WAYS_ON
@@ -250,3 +265,18 @@ class Submission:
 
         # Kept as long as its DAG run: an expired record would let a retry pay again.
         self._store.set(self._key, record.to_json(), retention=NEVER_EXPIRE)
+
+
+def once_succeeded(context: Context, note: Callable[[], None]) -> None:
+    """Call `note` when Airflow has the task's result and its success; at once where `execute` is called by hand.
+
+    An attempt that dies before that has delivered nothing, and clearing it must not pay again.
+    """
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    ti = context.get("ti")
+    if not isinstance(ti, RuntimeTaskInstance):
+        note()
+        return
+    # First of all: the author's own callbacks may take their time.
+    ti.task.on_success_callback = [lambda _context: note(), *ti.task.on_success_callback]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -188,15 +188,21 @@ class GptImgHook(BaseHook):
         self._presigned_urls[reference, aws_conn_id] = made, time.time() + _PRESIGNED_FOR / 2
         return str(made)
 
-    def submit_prepared(self, submit: PreparedSubmit, max_attempts: int = MAX_ATTEMPTS) -> ImageTask:
+    def submit_prepared(
+        self,
+        submit: PreparedSubmit,
+        max_attempts: int = MAX_ATTEMPTS,
+        pause: Callable[[float], None] | None = None,
+    ) -> ImageTask:
         """Send a prepared submit, and return the accepted image task.
 
         :param max_attempts: How often to send it while it certainly is not accepted.
+        :param pause: Lets so many seconds pass between two of them; None: sleeps.
         :raises GptImgError: As :meth:`submit`.
         """
         started = datetime.now(UTC)
         try:
-            return self._converse(submit.call, secrets=submit.secrets, max_attempts=max_attempts)
+            return self._converse(submit.call, secrets=submit.secrets, max_attempts=max_attempts, pause=pause)
         except GptImgSubmissionUnknownError as error:
             error.message = (
                 f"{error.message}. Whether it was accepted cannot be known: up to {submit.credits} credits may have "
@@ -326,21 +332,29 @@ class GptImgHook(BaseHook):
         client: httpx.Client | None = None,
         secrets: tuple[str, ...] = (),
         max_attempts: int = MAX_ATTEMPTS,
+        pause: Callable[[float], None] | None = None,
     ) -> ImageTask:
         try:
-            return self._drive(call, client, secrets, max_attempts)
+            return self._drive(call, client, secrets, max_attempts, pause)
         except GptImgAuthError:
             # The key may have been rotated since the connection was read.
             fresh = ConnectionSettings.read(self.get_connection(self.gptimg_conn_id))
             if fresh == self.settings:
                 raise
             self.settings = fresh
-            return self._drive(call, client, secrets, max_attempts)
+            return self._drive(call, client, secrets, max_attempts, pause)
 
-    def _drive(self, call: Call, client: httpx.Client | None, secrets: tuple[str, ...], max_attempts: int) -> ImageTask:
+    def _drive(
+        self,
+        call: Call,
+        client: httpx.Client | None,
+        secrets: tuple[str, ...],
+        max_attempts: int,
+        pause: Callable[[float], None] | None,
+    ) -> ImageTask:
         if client is None:
             with sync_client(self.settings) as client:
-                return self._drive(call, client, secrets, max_attempts)
+                return self._drive(call, client, secrets, max_attempts, pause)
         conversation = converse(call, max_attempts=max_attempts)
         outcome: Answer | NoAnswer | None = None
         try:
@@ -348,7 +362,7 @@ class GptImgHook(BaseHook):
             while True:
                 if isinstance(step, Sleep):
                     self.log.info("gptimg: trying again in %.0f s", step.seconds)
-                    time.sleep(step.seconds)
+                    (pause or time.sleep)(step.seconds)
                     outcome = None
                 else:
                     outcome = exchange(client, self.settings, step, secrets)

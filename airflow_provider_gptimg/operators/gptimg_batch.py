@@ -196,6 +196,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         """Tell what there is, also of a batch that failed; then end as `on_partial_failure` says."""
         from airflow_provider_gptimg.batch.report import mirrored_objects
         from airflow_provider_gptimg.lineage import describe_outlets, report_to_collector
+        from airflow_provider_gptimg.submission import once_succeeded
 
         report = batch.report()
         objects, tasks = mirrored_objects(report.mirrored)
@@ -209,7 +210,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         error = report.error()
         if error and (self.on_partial_failure == "fail" or not report.mirrored):
             raise error
-        ledger.deliver()
+        once_succeeded(context, ledger.deliver)
         describe_outlets(context.get("outlet_events"), self.outlets, pattern, objects, summary["manifest"])
         return summary
 

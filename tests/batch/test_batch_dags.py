@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,10 +46,11 @@ class Run:
             row = session.scalars(XComModel.get_many(**where)).first()
             return row and XComModel.deserialize_value(row)
 
-    def state_keys(self, task_id: str) -> set[str]:
+    def state(self, task_id: str) -> dict[str, Any]:
         state = TaskStateStoreModel
         with create_session() as session:
-            return set(session.scalars(select(state.key).where(state.run_id == self.run_id, state.task_id == task_id)))
+            rows = session.scalars(select(state).where(state.run_id == self.run_id, state.task_id == task_id))
+            return {row.key: json.loads(row.value) for row in rows}
 
 
 @pytest.fixture
@@ -98,7 +100,9 @@ literal >> given
     assert set(run.states.values()) == {"success"}
     assert prompts_of(emulator) == [f"Made by {run.dag_id}", "Not {{ rendered }}", "Two", "literal"]
     assert run.xcom("literal")["credits"] == run.xcom("given")["credits"] == 6
-    assert run.state_keys("given") == {"gptimg_batch", "gptimg_batch_0"}
+    state = run.state("given")
+    assert set(state) == {"gptimg_batch", "gptimg_batch_0"}
+    assert state["gptimg_batch"]["delivered_max_tries"] == 0, "clearing it makes new images"
 
 
 def test_decorated(run_dag: Any, emulator: Any) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 from kill_airflow import kill_task, killable_airflow, patiently
 from kill_gate import Gate
-from kill_report import TASK, Evidence, delivered, failed_for_unknown_outcome, table
+from kill_report import TASK, Evidence, delivered, failed_for_unknown_outcome, record_of, table
 
 from airflow_provider_gptimg.emulator import Emulator
 from airflow_provider_gptimg.sandbox.rest import DagRun, until
@@ -89,6 +89,18 @@ def post(fault: str) -> Script:
     return script
 
 
+def refused(scene: Scene) -> Iterator[None]:
+    """Stop in the pause that a rate limit asks for."""
+    scene.emulator.fault("submit", 429, retry_after=50)
+    yield
+    until(
+        lambda: [call.status for call in scene.emulator.calls] == [429] and record_of(scene.run) == "none",
+        LIMIT,
+        f"{scene.name}: the pause",
+    )
+    yield
+
+
 def wait(scene: Scene) -> Iterator[None]:
     """Stop when the image task has been asked for by whoever waits for it; it ends after the kill."""
     yield
@@ -137,6 +149,16 @@ POINTS = [
         posts=0,
         credits=0,
         second=STOPPED,
+    ),
+    Point(
+        "while it pauses after HTTP 429",
+        refused,
+        Evidence(posts=1, answers=1, charges=(), record="none", result=False),
+        "success",
+        posts=2,
+        credits=2,
+        second=SUBMITTED,
+        modes=(SUBMIT, GENERATE),
     ),
     Point(
         "in the POST, before it was accepted",
@@ -198,8 +220,8 @@ POINTS = [
         modes=(DEFERRABLE,),
     ),
     Point(
-        "after completion, before it is noted",
-        call("note the delivery", "request"),
+        "after completion, before the XCom",
+        call("push the result", "request"),
         Evidence(posts=1, answers=1, charges=(2,), record="task id", result=False),
         "success",
         posts=1,
@@ -208,22 +230,23 @@ POINTS = [
         victim="machine",
     ),
     Point(
-        "after completion, before the XCom",
-        call("note the delivery", "answer"),
-        Evidence(posts=1, answers=1, charges=(2,), record="delivered", result=False),
+        "after the XCom, before the success",
+        call("push the result", "answer"),
+        Evidence(posts=1, answers=1, charges=(2,), record="task id", result=True),
         "success",
         posts=1,
         credits=2,
         second=TOOK_UP,
     ),
     Point(
-        "after the XCom, before the success",
-        call("push the result", "answer"),
-        Evidence(posts=1, answers=1, charges=(2,), record="delivered", result=True),
+        "after the success, before it is noted",
+        call("note the delivery", "request"),
+        Evidence(posts=1, answers=1, charges=(2,), record="task id", result=True),
         "success",
         posts=1,
         credits=2,
-        second=TOOK_UP,
+        second=NONE,
+        victim="machine",
     ),
 ]
 CELLS = [Cell(point, mode) for point in POINTS for mode in point.modes]
@@ -266,7 +289,7 @@ class Outcome:
 def scenes() -> Iterator[Callable[[str], Scene]]:
     """An Airflow, with an API for each cell and for each other test of this module; returns what belongs to a name."""
     names = {cell.name: 3600 if cell.point.script is wait else 3 for cell in CELLS}
-    names |= {"a failure": 3600, "a success": 0, "an unknown outcome": 0}
+    names |= {"a failure": 3600, "a late failure": 0, "a success": 0, "an unknown outcome": 0}
     # Long enough for Airflow to defer a task in peace.
     schedule = {"first_poll_after": 3, "poll_interval": 1}
     with ExitStack() as stack:
@@ -410,12 +433,27 @@ def test_clearing_a_failure_picks_up_what_is_paid_for(scenes: Callable[[str], Sc
     assert delivered(scene.run, scene.emulator) == charge.task_id
 
 
+def test_clearing_a_failure_at_the_very_end_picks_up_what_is_paid_for(scenes: Callable[[str], Scene]) -> None:
+    scene = scenes("a late failure")
+    steps = call("push the result", "answer")(scene)
+    next(steps)
+    scene.run = start(scene, "generate_once")
+    kill(scene, steps, "task")
+    assert scene.run.wait(LIMIT) == "failed"
+
+    assert cleared(scene.run) == "success"
+    [charge] = scene.emulator.ledger
+    assert delivered(scene.run, scene.emulator) == charge.task_id
+
+
 def test_clearing_a_success_makes_new_images(scenes: Callable[[str], Scene]) -> None:
     scene = scenes("a success")
     scene.run = start(scene, GENERATE)
     assert scene.run.wait(LIMIT) == "success"
     [first] = scene.emulator.ledger
     assert delivered(scene.run, scene.emulator) == first.task_id
+    # Noted after the success, by the process that ends then.
+    until(lambda: record_of(scene.run) == "delivered", LIMIT, "the note of the delivery")
 
     assert cleared(scene.run) == "success"
     _, second = scene.emulator.ledger

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from dataclasses import replace
 
@@ -23,7 +24,7 @@ from airflow_provider_gptimg.exceptions import (
     GptImgTaskNotFoundError,
 )
 from airflow_provider_gptimg.hooks.gptimg import GptImgHook
-from airflow_provider_gptimg.submission import RECORD_KEY, Decision, SubmissionRecord, decide
+from airflow_provider_gptimg.submission import RECORD_KEY, Decision, Submission, SubmissionRecord, decide
 
 INTENT = SubmissionRecord("same", credits=2, submitted_at=1_776_816_723.0, max_tries=3)
 ACCEPTED = replace(INTENT, task_id="gpt-image-2-x")
@@ -193,6 +194,25 @@ class TestFirstAttempt:
             obtain(hook, store)
         assert store.values == {}
         assert obtain(hook, store).charged == 4
+
+    def test_a_pause_after_a_refusal_has_no_record_and_the_next_post_has_one(self, emulator, hook, store, monkeypatch):
+        emulator.fault("submit", 429, retry_after=0.1)
+        in_pauses, sleep = [], time.sleep
+        monkeypatch.setattr(time, "sleep", lambda seconds: in_pauses.append(store.record) or sleep(seconds))
+        accepted = obtain(hook, store)
+        assert in_pauses == [None]
+        first, second, done = (SubmissionRecord.from_json(value) for value in store.writes)
+        assert (first.task_id, second.task_id, done.task_id) == (None, None, accepted.task.task_id)
+        assert first.submitted_at + 0.1 <= second.submitted_at == accepted.submitted_at
+
+    def test_a_pause_keeps_what_an_earlier_submission_left(self, emulator, hook, store, monkeypatch):
+        obtain(hook, store)
+        earlier = store.record
+        emulator.fault("submit", 429, retry_after=0.1)
+        in_pauses, sleep = [], time.sleep
+        monkeypatch.setattr(time, "sleep", lambda seconds: in_pauses.append(store.record) or sleep(seconds))
+        assert obtain(hook, store, request=CHANGED).charged == 4
+        assert in_pauses == [earlier]
 
     def test_a_rate_limit_beyond_patience_leaves_no_record(self, emulator, hook, store):
         emulator.fault("submit", 429, retry_after=3600)
@@ -367,3 +387,20 @@ class TestWithoutAStore:
 def test_delivering_without_a_record_writes_none(store):
     submission(store).deliver()
     assert store.writes == []
+
+
+def test_under_airflow_a_delivery_is_noted_after_the_success_and_before_the_authors_callbacks(emulator, hook, store):
+    """An attempt that dies before Airflow has its success has delivered nothing."""
+    from airflow.sdk import BaseOperator
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    obtain(hook, store)
+    seen = []
+    task = BaseOperator(task_id="images", on_success_callback=lambda context: seen.append(store.record))
+    ti = RuntimeTaskInstance.model_construct(task=task, max_tries=0)
+    Submission({"ti": ti, "task_state_store": store}, logging.getLogger("airflow.task")).deliver()
+    assert store.record.delivered_max_tries is None
+    for callback in ti.task.on_success_callback:
+        callback({})
+    [record] = seen
+    assert record.delivered_max_tries == 0

@@ -8,6 +8,8 @@ may strike before and after each thing an attempt does outside of itself: each r
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,8 +94,11 @@ class Api:
     def prepare_submit(self, request: ImageRequest, aws_conn_id: str | None) -> ImageRequest:
         return request
 
-    def submit_prepared(self, request: ImageRequest) -> ImageTask:
+    def submit_prepared(self, request: ImageRequest, pause: Callable[[float], None]) -> ImageTask:
         self.fate.step()
+        if self.answer == "refused once":
+            pause(0)
+            self.fate.step()
         if self.answer == "refused":
             raise self.refusals[len(self.tasks) % len(self.refusals)]("refused")
         if self.answer == "lost before":
@@ -143,7 +148,7 @@ events = st.builds(
     on_unknown=often("fail", "resubmit"),
     ended=often(None, COMPLETED, FAILED),
     drops_record=st.booleans(),
-    answer=often("accepted", "refused", "lost before", "lost after", "down"),
+    answer=often("accepted", "refused once", "refused", "lost before", "lost after", "down"),
     generation=often(COMPLETED, FAILED, PROCESSING),
     waits=st.booleans(),
     steps_to_live=often(None, *range(12)),
@@ -152,7 +157,10 @@ events = st.builds(
 
 
 class Course:
-    """One task instance: its attempts, the people who clear it, and what it costs."""
+    """One task instance: its attempts, the people who clear it, and what it costs.
+
+    A delivery is noted after the success, by a process that may die before it has.
+    """
 
     def __init__(self, retries: int) -> None:
         self.api = Api()
@@ -177,10 +185,7 @@ class Course:
             self.store.values.pop(RECORD_KEY, None)
             self.allowed = "a person dropped the record"
         elif record is not None and record.delivered_max_tries is not None:
-            # A worker that dies between the note of the delivery and Airflow's success has delivered too.
             self.allowed = "a person cleared what was delivered"
-        else:
-            assert self.state == "failed", "a success is delivered"
         self.max_tries = self.try_number + self.retries
 
     def attempt(self, event: Event) -> None:
@@ -188,7 +193,7 @@ class Course:
         paid, was_unknown = list(self.api.tasks), self.is_unknown
         refunded = {task_id for task_id, task in self.api.tasks.items() if task.status == FAILED}
         self.api.answer = event.answer
-        self.api.fate = self.store.fate = Fate(event.steps_to_live, event.end)
+        self.api.fate = self.store.fate = fate = Fate(event.steps_to_live, event.end)
         outcome = self.run(event)
         self.api.fate = self.store.fate = Fate(None)
 
@@ -201,9 +206,14 @@ class Course:
         if was_unknown and self.on_unknown == "fail" and not isinstance(outcome, Killed | Interrupted):
             assert isinstance(outcome, GptImgSubmissionUnknownError), "an unknown outcome is never passed over"
         self.state = self.verdict(outcome)
+        if self.state == "success":
+            self.api.fate = self.store.fate = fate
+            with suppress(Killed, Interrupted):
+                submission(self.store, self.max_tries, QUIET).deliver()
+            self.api.fate = self.store.fate = Fate(None)
 
     def run(self, event: Event) -> str | BaseException:
-        """What an operator does: obtain, wait if it is one that waits, deliver, return the id."""
+        """What an operator does: obtain, wait if it is one that waits, return the id."""
         try:
             attempt = submission(self.store, self.max_tries, QUIET)
             accepted = attempt.obtain(self.api, ImageRequest.check(self.prompt), self.on_unknown, None)
@@ -215,7 +225,6 @@ class Course:
                     raise GptImgTimeoutError("time is up")
                 if status == FAILED:
                     raise GptImgTaskFailedError("no luck")
-            submission(self.store, self.max_tries, QUIET).deliver()
             return task_id
         except (Killed, Interrupted, GptImgError) as end:
             return end
