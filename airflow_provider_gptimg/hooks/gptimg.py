@@ -14,18 +14,9 @@ from typing import Any
 import httpx
 from airflow.providers.common.compat.sdk import BaseHook, mask_secret
 
-from airflow_provider_gptimg.api.protocol import (
-    MAX_ATTEMPTS,
-    Answer,
-    Call,
-    NoAnswer,
-    Sleep,
-    converse,
-    judge_probe,
-    poll_call,
-    probe_call,
-    submit_call,
-)
+from airflow_provider_gptimg.api.answers import Answer, NoAnswer, judge_probe
+from airflow_provider_gptimg.api.calls import Call, poll_call, probe_call, submit_call
+from airflow_provider_gptimg.api.protocol import MAX_ATTEMPTS, Sleep, converse
 from airflow_provider_gptimg.api.requests import ImageRequest, check_on_unknown_submission, split_s3_uri
 from airflow_provider_gptimg.api.tasks import ImageTask, check_task_id
 from airflow_provider_gptimg.exceptions import (

@@ -22,7 +22,8 @@ from urllib.request import getproxies, proxy_bypass
 import httpx
 
 from airflow_provider_gptimg import __version__
-from airflow_provider_gptimg.api.protocol import Answer, Call, NoAnswer, read_payload
+from airflow_provider_gptimg.api.answers import Answer, NoAnswer, read_payload
+from airflow_provider_gptimg.api.calls import Call
 from airflow_provider_gptimg.exceptions import GptImgRequestError
 from airflow_provider_gptimg.hooks.connection import ConnectionSettings, Origin
 

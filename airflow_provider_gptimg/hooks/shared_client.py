@@ -19,7 +19,9 @@ import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
 
-from airflow_provider_gptimg.api.protocol import MAX_ATTEMPTS, Answer, Call, NoAnswer, Sleep, converse, poll_call
+from airflow_provider_gptimg.api.answers import Answer, NoAnswer
+from airflow_provider_gptimg.api.calls import Call, poll_call
+from airflow_provider_gptimg.api.protocol import MAX_ATTEMPTS, Sleep, converse
 from airflow_provider_gptimg.api.tasks import ImageTask
 from airflow_provider_gptimg.exceptions import GptImgAuthError
 from airflow_provider_gptimg.hooks.connection import ConnectionSettings

@@ -13,21 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_gptimg.api.protocol import (
-    MAX_ATTEMPTS,
-    MAX_WAIT,
-    Answer,
-    Call,
-    NoAnswer,
-    Sleep,
-    backoff,
-    converse,
-    judge_probe,
-    poll_call,
-    probe_call,
-    read_payload,
-    submit_call,
-)
+from airflow_provider_gptimg.api.answers import Answer, NoAnswer, judge_probe, read_payload
+from airflow_provider_gptimg.api.calls import Call, poll_call, probe_call, submit_call
+from airflow_provider_gptimg.api.protocol import MAX_ATTEMPTS, MAX_WAIT, Sleep, backoff, converse
 from airflow_provider_gptimg.api.requests import ImageRequest
 from airflow_provider_gptimg.api.tasks import Image, ImageTask
 from airflow_provider_gptimg.exceptions import (

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_gptimg.api.protocol import poll_call
+from airflow_provider_gptimg.api.calls import poll_call
 from airflow_provider_gptimg.api.tasks import Image, ImageTask, check_task_id
 from airflow_provider_gptimg.exceptions import GptImgRequestError
 

@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an answer of the API means: an image task, or which error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from airflow_provider_gptimg.api.calls import Call
+from airflow_provider_gptimg.api.tasks import COMPLETED, FAILED, PROCESSING, Image, ImageTask, check_task_id
+from airflow_provider_gptimg.exceptions import (
+    GptImgAuthError,
+    GptImgError,
+    GptImgInsufficientCreditsError,
+    GptImgProtocolError,
+    GptImgRateLimitError,
+    GptImgRequestError,
+    GptImgServerError,
+    GptImgSubmissionUnknownError,
+    GptImgTaskNotFoundError,
+)
+
+__all__ = ["Answer", "NoAnswer", "decode", "judge_probe", "read_payload", "unanswered"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One complete HTTP answer.
+
+    :param headers: By lower-case name.
+    :param payload: The body read as JSON; None if it is none.
+    :param received_at: Unix seconds by the local clock.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    payload: Any
+    received_at: float
+
+
+@dataclass(frozen=True)
+class NoAnswer:
+    """No complete answer came.
+
+    :param sent: Whether the request may have reached the API; False only if it certainly did not.
+    """
+
+    reason: str
+    sent: bool
+
+
+def decode(call: Call, answer: Answer) -> ImageTask:
+    """Return the image task that an answer speaks of.
+
+    :raises GptImgError: Of the class that the README's table says.
+    """
+    if 200 <= answer.status < 300:
+        try:
+            return _read_task(call, answer)
+        except GptImgProtocolError as error:
+            if call.is_submit:
+                raise _unknown(f"it was answered with HTTP {answer.status}, but {error.message}", answer) from error
+            raise
+    raise _read_error(call, answer)
+
+
+def unanswered(call: Call, outcome: NoAnswer | None) -> GptImgError:
+    """Return the error that a missing answer is."""
+    reason = outcome.reason if outcome else "nothing was heard"
+    if call.is_submit and (outcome is None or outcome.sent):
+        return _unknown(f"no answer came: {reason}")
+    return GptImgServerError(f"gptimg could not be reached: {reason}")
+
+
+def judge_probe(outcome: Answer | NoAnswer) -> tuple[bool, str]:
+    """Return what the answer to :func:`probe_call` says of the connection: its verdict, in words."""
+    if not isinstance(outcome, Answer):
+        return False, f"Host unreachable: {outcome.reason}"
+    if outcome.status == 429:
+        return (
+            False,
+            "The API limits the rate of requests just now and did not look at the key: try again later",
+        )
+    envelope = _error_envelope(outcome)
+    if envelope is None:
+        return False, (
+            f"This is not the gpt-image-2 API: HTTP {outcome.status} without its JSON envelope. Check the host"
+        )
+    if outcome.status in (401, 403):
+        return False, f"The API rejected the key: {envelope.message} (HTTP {outcome.status})"
+    if outcome.status in (400, 404, 422):
+        return True, "The API accepted the key"
+    return False, f"The API answered, but did not look at the key: {envelope.message} (HTTP {outcome.status})"
+
+
+@dataclass(frozen=True)
+class _Envelope:
+    message: str
+    code: str | None
+    request_id: str | None
+
+
+def _unknown(what: str, answer: Answer | None = None) -> GptImgSubmissionUnknownError:
+    return GptImgSubmissionUnknownError(
+        f"The submit was sent, but {what}",
+        http_status=answer.status if answer else None,
+        request_id=_request_id(answer) if answer else None,
+    )
+
+
+def _read_error(call: Call, answer: Answer) -> GptImgError:
+    status = answer.status
+    envelope = _error_envelope(answer)
+    if status == 429:  # whoever said so, it was not accepted
+        message = envelope.message if envelope else "too many requests"
+        return GptImgRateLimitError(
+            f"gptimg limits the rate: {message}",
+            retry_after=_retry_after(answer),
+            code=envelope.code if envelope else None,
+            http_status=status,
+            request_id=_request_id(answer),
+        )
+    if envelope is None:
+        if call.is_submit:
+            return _unknown("the answer did not come from the API (no JSON envelope: a proxy?)", answer)
+        if status in (401, 403):
+            return GptImgAuthError("gptimg, or a gateway before it, rejected the key", http_status=status)
+        return GptImgProtocolError(
+            "The answer did not come from the API (no JSON envelope): a proxy, or the connection's host is another",
+            http_status=status,
+            request_id=_request_id(answer),
+        )
+    details: dict[str, Any] = {
+        "code": envelope.code,
+        "http_status": status,
+        "request_id": envelope.request_id,
+    }
+    if status in (401, 403):
+        return GptImgAuthError(f"gptimg rejected the connection's key: {envelope.message}", **details)
+    if status == 402:
+        return GptImgInsufficientCreditsError(f"Not enough credits, nothing was charged: {envelope.message}", **details)
+    if status == 404 and call.task_id:
+        return GptImgTaskNotFoundError(
+            f"gptimg knows no image task {call.task_id} for this key: {envelope.message}", **details
+        )
+    if 400 <= status < 500:
+        return GptImgRequestError(f"gptimg refused the request: {envelope.message}", **details)
+    if status >= 500:
+        return GptImgServerError(f"gptimg failed: {envelope.message}", **details)
+    if call.is_submit:
+        return _unknown(f"it was answered with HTTP {status}", answer)
+    return GptImgProtocolError(f"gptimg answered with HTTP {status}", **details)
+
+
+def _error_envelope(answer: Answer) -> _Envelope | None:
+    """Return the API's error envelope, nested or flat; None if the answer is not the API's.
+
+    A bare `{"message": …}` or a numeric code is how gateways speak, so it does not count.
+    """
+    payload = answer.payload
+    if not isinstance(payload, dict) or answer.status < 400:
+        return None
+    error = payload.get("error")
+    fields = error if isinstance(error, dict) else payload
+    code = fields.get("code", payload.get("code"))
+    if not isinstance(code, str) or not code:
+        code = None
+    if code is None and payload.get("success") is not False:
+        return None
+    message = fields.get("message")
+    if not isinstance(message, str):
+        message = error if isinstance(error, str) else "no message"
+    return _Envelope(message=_one_line(message), code=_one_line(code) if code else None, request_id=_request_id(answer))
+
+
+def _request_id(answer: Answer) -> str | None:
+    payload = answer.payload if isinstance(answer.payload, dict) else {}
+    error = payload.get("error")
+    for fields in (payload, error if isinstance(error, dict) else {}, answer.headers):
+        value = fields.get("request_id") or fields.get("x-request-id")
+        if isinstance(value, str):
+            return _one_line(value)
+    return None
+
+
+def _one_line(text: str, limit: int = 300) -> str:
+    """Fold foreign text so that it cannot forge log lines or flood them."""
+    text = " ".join("".join(char if char.isprintable() else " " for char in text[: 4 * limit]).split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _retry_after(answer: Answer) -> float | None:
+    value = answer.headers.get("retry-after", "").strip()
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        until = _http_date(value)
+        if until is None:
+            return None
+        seconds = until - _answered_at(answer)
+    return min(max(seconds, 0.0), 86400.0) if seconds == seconds else None  # NaN is none
+
+
+def _http_date(value: str | None) -> float | None:
+    if not value:
+        return None
+    try:
+        moment = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _answered_at(answer: Answer) -> float:
+    """Return when the answer was written: by the API's own clock if it says so, else by the local one."""
+    return _http_date(answer.headers.get("date")) or answer.received_at
+
+
+def _read_task(call: Call, answer: Answer) -> ImageTask:
+    payload = answer.payload
+    data = payload.get("data") if isinstance(payload, dict) else None
+    if not isinstance(data, dict) or payload.get("success") is False:
+        raise GptImgProtocolError(
+            "the body is not the API's JSON envelope with an image task",
+            http_status=answer.status,
+            request_id=_request_id(answer),
+        )
+    found = data.get("task_id") or (None if call.is_submit else call.task_id)
+    status = data.get("status")
+    if call.is_submit and not (isinstance(status, str) and status):
+        # An accepted submit is paid for: its id is all that is needed, so nothing else may spoil it.
+        status = PROCESSING
+    try:
+        task_id = check_task_id(found)
+    except GptImgRequestError:
+        raise GptImgProtocolError("the image task in it has no usable task_id", http_status=answer.status) from None
+    if call.task_id is not None and call.task_id not in (task_id, data.get("id")):
+        raise GptImgProtocolError(
+            f"it speaks of image task {task_id}, not of {call.task_id}", http_status=answer.status
+        )
+    if not isinstance(status, str) or not status:
+        raise GptImgProtocolError(f"image task {task_id} has no status", http_status=answer.status)
+    images = _read_images(data)
+    if status == COMPLETED and not images and not call.is_submit:
+        raise GptImgProtocolError(f"image task {task_id} is completed without images", http_status=answer.status)
+    error, error_code = _read_failure(data) if status == FAILED else (None, None)
+    created_at = _text(data, "created_at")
+    return ImageTask(
+        task_id=call.task_id or task_id,
+        status=_one_line(status, 40),
+        id=_text(data, "id"),
+        type=_text(data, "type"),
+        provider=_text(data, "provider"),
+        model=_text(data, "model"),
+        media_url=_text(data, "media_url"),
+        images=images,
+        created_at=created_at,
+        updated_at=_text(data, "updated_at"),
+        error=error,
+        error_code=error_code,
+        age=_age(created_at, answer),
+    )
+
+
+def _text(data: Mapping[str, Any], name: str) -> str | None:
+    value = data.get(name)
+    return value if isinstance(value, str) else None
+
+
+def _read_images(data: Mapping[str, Any]) -> tuple[Image, ...]:
+    images = []
+    listed = data.get("images")
+    for entry in listed if isinstance(listed, list) else []:
+        if isinstance(entry, str):
+            entry = {"url": entry}
+        if isinstance(entry, dict) and (url := _text(entry, "url")):
+            images.append(Image(url=url, content_type=_text(entry, "content_type")))
+    if not images and (media_url := _text(data, "media_url")):
+        images.append(Image(url=media_url))
+    return tuple(images)
+
+
+def _read_failure(data: Mapping[str, Any]) -> tuple[str, str | None]:
+    error = data.get("error")
+    if isinstance(error, dict):
+        code = _text(error, "code")
+        message = _text(error, "message") or code or "no reason given"
+        return _one_line(message), _one_line(code) if code else None
+    return _one_line(error) if isinstance(error, str) and error else "no reason given", None
+
+
+def _age(created_at: str | None, answer: Answer) -> float | None:
+    """Return the task's age; created and answered are both read from the API's clock where it has one."""
+    if created_at is None:
+        return None
+    try:
+        created = datetime.fromisoformat(created_at)
+    except ValueError:
+        return None
+    if created.tzinfo is None:
+        created = created.replace(tzinfo=UTC)
+    return max(0.0, _answered_at(answer) - created.timestamp())
+
+
+def read_payload(body: bytes, secrets: tuple[str, ...]) -> Any:
+    """Return `body` as JSON with each secret taken out of all its texts; None if it is no JSON.
+
+    A server that echoes a key or a presigned URL must not bring it into a log or an XCom.
+    """
+    try:
+        return _without(json.loads(body), secrets)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _without(value: Any, secrets: tuple[str, ...]) -> Any:
+    if isinstance(value, str):
+        for secret in secrets:
+            value = value.replace(secret, "***")
+        return value
+    if isinstance(value, list):
+        return [_without(entry, secrets) for entry in value]
+    if isinstance(value, dict):
+        return {_without(name, secrets): _without(entry, secrets) for name, entry in value.items()}
+    return value
