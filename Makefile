@@ -9,12 +9,13 @@ export UV_SYSTEM_CERTS := 1
 # Compiled once at installation; else each of Airflow's processes compiles all of it anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test system chaos compat bench check lock clean help
+.PHONY: setup demo test system browser chaos compat bench check lock clean help
 
 help:
 	@echo "make demo    run an example DAG on a throw-away Airflow with a stand-in API and S3"
 	@echo "make test    the tests, with one DAG on a running Airflow"
 	@echo "make system  more on a running Airflow: kills at every point, the gallery, the sandbox"
+	@echo "make browser install the browser that shows the gallery to its tests (as root)"
 	@echo "make chaos   minutes of random kills"
 	@echo "make compat  one DAG of all classes on the oldest supported Airflows"
 	@echo "make bench   what a wait and a mirrored image cost, beside official providers"
@@ -39,6 +40,13 @@ test: $(READY)
 
 system: $(READY)
 	$(BIN)/python -m pytest -m system $(PYTEST_ARGS)
+
+# Debian's, for the tests of the gallery; without it they are skipped.
+browser:
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || { \
+		[ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null || { \
+			echo "Chromium is missing, and only root can install it: apt-get install chromium" >&2; exit 1; }; \
+		apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends chromium; }
 
 chaos: $(READY)
 	$(BIN)/python -m pytest -m chaos $(PYTEST_ARGS)
