@@ -13,6 +13,8 @@ import pytest
 from raw_server import raw_server
 
 from airflow_provider_gptimg.api import protocol
+from airflow_provider_gptimg.api.answers import Answer
+from airflow_provider_gptimg.api.calls import poll_call, submit_call
 from airflow_provider_gptimg.exceptions import (
     GptImgAuthError,
     GptImgError,
@@ -139,10 +141,10 @@ class TestSubmit:
         from airflow_provider_gptimg.hooks.http import exchange, sync_client
 
         task_id = emulator.add_task()
-        submit = protocol.submit_call(ImageRequest.check("a cat"), "image_urls")
+        submit = submit_call(ImageRequest.check("a cat"), "image_urls")
         with sync_client(hook.settings) as client:
-            for call in (protocol.poll_call(task_id), protocol.poll_call(task_id), submit, protocol.poll_call(task_id)):
-                assert isinstance(exchange(client, hook.settings, call), protocol.Answer)
+            for call in (poll_call(task_id), poll_call(task_id), submit, poll_call(task_id)):
+                assert isinstance(exchange(client, hook.settings, call), Answer)
         (post,) = posts(emulator)
         after = emulator.calls[emulator.calls.index(post) + 1 :]
         assert all(call.connection != post.connection for call in after)
