@@ -140,10 +140,11 @@ class StandaloneAirflow:
 
         :raises psutil.NoSuchProcess: It runs no longer.
         """
-        process = psutil.Process(run.task_instance(task_id, map_index)["pid"])
-        supervisor = process.parent()
+        pid = run.task_instance(task_id, map_index)["pid"]
+        process = pid and psutil.Process(pid)  # of None, psutil would make the calling process
+        supervisor = process and process.parent()
         if supervisor is None:
-            raise psutil.NoSuchProcess(process.pid)
+            raise psutil.NoSuchProcess(pid)
         return process, supervisor
 
     def processes(self) -> list[psutil.Process]:

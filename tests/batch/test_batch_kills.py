@@ -18,8 +18,10 @@ from typing import Any
 import pytest
 from batch_instance import FileStore, prompts
 
+from airflow_provider_gptimg.batch.ledger import HEADER_KEY, page_key
 from airflow_provider_gptimg.batch.run import CHUNK
 from airflow_provider_gptimg.emulator import Emulator
+from airflow_provider_gptimg.sandbox.rest import until
 
 IMAGES = 48
 
@@ -47,6 +49,11 @@ class Worker:
         self._process.stdin.flush()
         return int(self._answer())
 
+    def kill(self, pid: int) -> dict[str, Any]:
+        """Kill the attempt, and return how it ended."""
+        os.kill(pid, signal.SIGKILL)
+        return self.ended()
+
     def ended(self) -> dict[str, Any]:
         """Return how the attempt ended."""
         ending: dict[str, Any] = json.loads(self._answer())
@@ -59,7 +66,8 @@ class Worker:
     @property
     def unknown(self) -> int:
         """Submits of which no outcome is recorded."""
-        pages = [value for key, value in self.store.values.items() if key.startswith("gptimg_batch_")]
+        header = self.store.get(HEADER_KEY) or {"pages": 0}
+        pages = [self.store.get(page_key(page), []) for page in range(header["pages"])]
         return sum("submitted_at" in entry and "task_id" not in entry for page in pages for entry in page)
 
 
@@ -97,8 +105,7 @@ def kill_at(worker: Worker, pid: int, api: Emulator, calls: int) -> dict[str, An
     goal = len(api.calls) + calls
     while len(api.calls) < goal and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
         time.sleep(0.0005)
-    os.kill(pid, signal.SIGKILL)
-    return worker.ended()
+    return worker.kill(pid)
 
 
 @pytest.mark.parametrize(("seed", "deferrable"), [(1, False), (2, False), (3, True)])
@@ -134,3 +141,15 @@ def test_kills_at_random_moments(
     }
     assert stored() == delivered
     assert len(delivered) == IMAGES
+
+
+def test_a_kill_in_the_pause_after_a_refusal_leaves_nothing_unknown(worker: Worker, api: Emulator) -> None:
+    api.fault("submit", 429, times=CHUNK, retry_after=30)
+    pid = worker.start()
+    until(lambda: len(api.calls) >= CHUNK and not worker.unknown, 10, "the refusals to be recorded", pause=0.01)
+    assert worker.kill(pid) == {"killed": True}
+
+    worker.start()
+
+    assert worker.ended()["summary"]["mirrored"] == IMAGES
+    assert len(api.tasks) == IMAGES
