@@ -9,7 +9,7 @@ export UV_SYSTEM_CERTS := 1
 # Compiled once at installation; else each of Airflow's processes compiles all of it anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test system browser chaos compat bench check lock clean help
+.PHONY: setup demo test system browser chaos compat bench check docs lock clean help
 
 help:
 	@echo "make demo    run an example DAG on a throw-away Airflow with a stand-in API and S3"
@@ -20,6 +20,7 @@ help:
 	@echo "make compat  one DAG of all classes on the oldest supported Airflows"
 	@echo "make bench   what a wait and a mirrored image cost, beside official providers"
 	@echo "make check   lint, format and types"
+	@echo "make docs    the documentation, into site/"
 	@echo "make lock    resolve requirements.lock anew"
 
 setup: $(READY)
@@ -74,6 +75,9 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(READY)
+	$(BIN)/python -m sphinx --fail-on-warning --nitpicky --fresh-env --quiet -d build/doctrees docs site
+
 lock: $(READY)
 	echo "apache-airflow>=3.3,<3.4" | $(BIN)/uv pip compile pyproject.toml --extra sandbox --group dev \
 		--constraint - --universal --python-version 3.11 --upgrade --generate-hashes --quiet \
@@ -81,4 +85,4 @@ lock: $(READY)
 		--output-file requirements.lock
 
 clean:
-	rm -rf .venv .venv-* build dist .pytest_cache .mypy_cache .ruff_cache gptimg-out
+	rm -rf .venv .venv-* build dist site .pytest_cache .mypy_cache .ruff_cache gptimg-out

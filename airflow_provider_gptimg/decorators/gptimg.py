@@ -96,7 +96,7 @@ def gptimg_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any
     something else at a retry, that is a changed request, which is submitted anew: keep it deterministic.
 
     :param python_callable: The function.
-    :param kwargs: Arguments of :class:`GptImgGenerateOperator`; the function's dict wins over them.
+    :param kwargs: Arguments of :class:`.GptImgGenerateOperator`; the function's dict wins over them.
     """
     kwargs.setdefault("multiple_outputs", False)
     return task_decorator_factory(

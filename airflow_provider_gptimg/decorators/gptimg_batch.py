@@ -82,11 +82,11 @@ class _GptImgBatchDecoratedOperator(DecoratedOperator, GptImgBatchToS3Operator):
 def gptimg_batch_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
     """Make a task of a function that returns a list of prompts or of dicts of submit arguments, or its `s3://` URI.
 
-    The task's XCom is the summary of :class:`GptImgBatchToS3Operator`. What the function returns is not rendered as
+    The task's XCom is the summary of :class:`.GptImgBatchToS3Operator`. What the function returns is not rendered as
     Jinja. What it returns at a retry that it did not return before is submitted, and paid for: keep it deterministic.
 
     :param python_callable: The function.
-    :param kwargs: Arguments of :class:`GptImgBatchToS3Operator`.
+    :param kwargs: Arguments of :class:`.GptImgBatchToS3Operator`.
     """
     kwargs.setdefault("multiple_outputs", False)
     return task_decorator_factory(

@@ -34,7 +34,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
     The summary counts requests (`mirrored`, `failed`, `unknown`, `not_submitted`), `images`, `bytes` and `credits`
     (charged and not refunded), names the `manifest` and the first `errors`, and is less than 4 KiB.
 
-    All arguments of :class:`GptImgToS3Operator` but `gptimg_task_id`, where `timeout` counts for each image task, and:
+    All arguments of :class:`.GptImgToS3Operator` but `gptimg_task_id`, where `timeout` counts for each image task, and:
 
     :param requests: A list of prompts, or of dicts of submit arguments; or the `s3://` URI of such a list: CSV with a
         header of argument names if it ends in `.csv`, else JSON Lines (templated; what stands in S3 is not).

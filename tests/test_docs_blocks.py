@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every block of code in the README and the docs does what it says: DAGs run, tests pass, commands and queries work."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from configparser import ConfigParser
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from markdown_pages import PAGES, ROOT, Block, blocks
+
+from airflow_provider_gptimg.emulator import Emulator
+from airflow_provider_gptimg.sandbox import S3Server
+
+TESTING = "docs/testing.md"
+BUCKETS = ("my-images", "my-data")
+PROMPTS = '"A red kite"\n{"prompt": "A blue kite", "n": 2}\n'
+
+DAG_BLOCKS = [block for block in blocks("python") if block.page != TESTING and "pytest.fixture" not in block.text]
+FIXTURES = [block for block in blocks("python") if block.page != TESTING and "pytest.fixture" in block.text]
+COMMANDS = [
+    pytest.param(command, block, id=f"{block.page}: {command[:60]}")
+    for block in blocks("console")
+    for command in re.findall(r"^\$ (.*)$", block.text, re.MULTILINE)
+]
+
+RUN_EACH = """
+import sys
+from airflow.__main__ import main
+
+for dag_id in sys.argv[1:]:
+    sys.argv = ["airflow", "dags", "test", dag_id]
+    main()
+"""
+
+
+def run(*command: str, cwd: Path | None = None, **env: str) -> str:
+    """Return what a command printed; the test fails with it if the command does."""
+    ended = subprocess.run(
+        command, cwd=cwd, env=os.environ | env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert ended.returncode == 0, f"{shlex.join(command)[:200]}\n{ended.stdout[-8000:]}"
+    return ended.stdout
+
+
+def test_blocks_are_of_kinds_that_are_tested():
+    kinds = {block.language for block in blocks() if not block.language.startswith("{")}
+    assert kinds == {"python", "console", "json", "ini", "sql"}
+
+
+@pytest.fixture(scope="module")
+def dag_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DAGs folder with each block as a file."""
+    folder = tmp_path_factory.mktemp("dags-of-the-docs")
+    for block in DAG_BLOCKS:
+        folder.joinpath(re.sub(r"\W", "_", block.name) + ".py").write_text(block.text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dag_ids(dag_folder: Path) -> list[str]:
+    from airflow.dag_processing.dagbag import DagBag
+
+    bag = DagBag(dag_folder)
+    assert bag.import_errors == {}
+    return sorted(bag.dags)
+
+
+def test_each_python_block_is_a_dag_file(dag_ids):
+    assert len(dag_ids) == len(DAG_BLOCKS) > 8
+
+
+@dataclass(frozen=True)
+class Made:
+    emulator: Emulator
+    objects: dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def made(airflow_db: str, dag_folder: Path, dag_ids: list[str]) -> Iterator[Made]:
+    """What comes of all DAGs, each run by `airflow dags test`, in one process since Airflow's imports take long."""
+    with (
+        Emulator(durations=(1, 1), extra={"poll_interval": 0.2, "first_poll_after": 0}) as emulator,
+        S3Server(BUCKETS[0]) as server,
+    ):
+        s3 = server.client()
+        s3.create_bucket(Bucket=BUCKETS[1])
+        today = datetime.now(UTC)
+        for day in (today, today + timedelta(days=1)):  # it may be midnight
+            s3.put_object(Bucket="my-data", Key=f"{day:%Y-%m-%d}/prompts.jsonl", Body=PROMPTS)
+        run(
+            *(sys.executable, "-c", RUN_EACH, *dag_ids),
+            AIRFLOW__CORE__DAGS_FOLDER=str(dag_folder),
+            AIRFLOW_CONN_GPTIMG_DEFAULT=emulator.connection_json,
+            AIRFLOW_CONN_AWS_DEFAULT=server.connection_json,
+        )
+        keys = [found["Key"] for found in s3.list_objects_v2(Bucket="my-images")["Contents"]]
+        yield Made(emulator, {key: s3.get_object(Bucket="my-images", Key=key)["Body"].read() for key in keys})
+
+
+@pytest.mark.timeout(400)
+def test_airflow_runs_each_dag_to_its_end(made):
+    assert {task.status for task in made.emulator.tasks} == {"completed"}
+    images = {image for task in made.emulator.tasks for image in task.images}
+    assert images > {content for key, content in made.objects.items() if not key.endswith(".jsonl")} > set()
+    assert {entry.kind for entry in made.emulator.ledger} == {"charge"}
+
+
+@pytest.fixture(scope="module")
+def manifest(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the manifests that these DAGs wrote."""
+    folder = tmp_path_factory.mktemp("manifests")
+    for key, content in made.objects.items():
+        if key.startswith("manifests/"):
+            folder.joinpath(key.replace("/", "_")).write_bytes(content)
+    assert list(folder.iterdir())
+    return folder
+
+
+@pytest.mark.timeout(400)
+def test_duckdb_answers_the_query(manifest, made):
+    import duckdb
+
+    (query,) = (block.text for block in blocks("sql") if block.text.startswith("SELECT"))
+    assert "'s3://my-images/manifests/" in query
+    answer = duckdb.sql(query.replace("s3://my-images/manifests/", f"{manifest}/"))
+    assert answer.columns == ["day", "images", "credits", "bytes"]
+    ((day, images, credits, size),) = answer.fetchall()
+    assert abs(day.replace(tzinfo=UTC) - datetime.now(UTC)) < timedelta(days=2)
+    assert (images, credits) == (3, 6)
+    rows = [json.loads(line) for path in manifest.iterdir() for line in path.read_text().splitlines()]
+    assert size == sum(row["size"] for row in rows)
+
+
+@pytest.mark.timeout(400)
+def test_athena_is_told_the_fields_that_a_manifest_has(manifest):
+    (statement,) = (block.text for block in blocks("sql") if block.text.startswith("CREATE EXTERNAL TABLE"))
+    columns = dict(re.findall(r"^  `?(\w+)`? (\w+),?$", statement, re.MULTILINE))
+    sql_types = {str: {"string"}, bool: {"boolean"}, int: {"int", "bigint"}}
+    (path, *_) = manifest.iterdir()
+    row: dict[str, Any] = json.loads(path.read_text().splitlines()[0])
+    assert list(columns) == list(row)
+    for name, value in row.items():
+        assert columns[name] in sql_types[type(value)], name
+    assert columns["size"] == "bigint", "an image may be larger than 2 GiB"
+    assert re.fullmatch(
+        r"CREATE EXTERNAL TABLE \w+ \(\n(  `?\w+`? \w+,\n)+  `?\w+`? \w+\n\)\n"
+        r"ROW FORMAT SERDE 'org\.openx\.data\.jsonserde\.JsonSerDe'\nLOCATION 's3://my-images/manifests/'\n",
+        statement,
+    )
+
+
+README_TEST = """
+from airflow_provider_gptimg.hooks.gptimg import GptImgHook
+
+
+def test_what_the_readme_says_of_it(emulator):
+    emulator.fault("submit", 429)
+    GptImgHook().submit("a cat")
+    assert [call.status for call in emulator.calls] == [429, 200]
+    assert [entry.credits for entry in emulator.ledger] == [2]
+"""
+
+
+@pytest.mark.timeout(400)
+def test_the_page_on_testing_is_a_test_suite_that_passes(airflow_db, tmp_path):
+    """Its blocks, put into the files that they name, together with the README's fixture."""
+    for block in blocks("python", "ini"):
+        if block.page == TESTING:
+            name = "pytest.ini" if block.language == "ini" else block.text.splitlines()[0].removeprefix("# ")
+            path = tmp_path / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text((path.read_text() + "\n\n" if path.exists() else "") + block.text)
+    (fixture,) = FIXTURES
+    readme = tmp_path / "readme"
+    readme.mkdir()
+    readme.joinpath("conftest.py").write_text(fixture.text)
+    readme.joinpath("test_readme_fixture.py").write_text(README_TEST)
+    told = run(
+        *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--color=no"),
+        cwd=tmp_path,
+        AIRFLOW__CORE__DAGS_FOLDER=str(tmp_path / "dags"),
+    )
+    tests = sum(block.text.count("\ndef test_") + block.text.startswith("def test_") for block in blocks("python"))
+    assert f"{tests + 1} passed" in told
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize(("command", "block"), COMMANDS)
+def test_commands_work(command: str, block: Block, airflow_db, dag_folder, tmp_path):
+    if setting := re.fullmatch(r"export (.*)", command):
+        for assignment in shlex.split(setting[1]):
+            check_variable(*assignment.split("=", 1))
+        return
+    words = shlex.split(command)
+    match words:
+        case ["make", target]:
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        case ["pip", "install", *requirements]:
+            for requirement in requirements:
+                check_requirement(requirement)
+        case ["python", "-m", "pytest"]:
+            assert block.page == TESTING, "which is run as a whole"
+        case ["python", "-m", "airflow_provider_gptimg.cost", dag_id]:
+            told = run(sys.executable, *words[1:], AIRFLOW__CORE__DAGS_FOLDER=str(dag_folder))
+            shown = block.text.split("\n", 1)[1]
+            assert shown in told
+            assert dag_id in {"catalogue", "season"}
+        case ["python", "-m", module, *_]:
+            assert module.startswith("airflow_provider_gptimg.")
+            assert "usage:" in run(sys.executable, *words[1:], "--help")
+        case ["airflow", *_]:
+            run(
+                *(sys.executable, *words_of_module(words)),
+                AIRFLOW_HOME=str(tmp_path),
+                AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=f"sqlite:///{airflow_db}/airflow.db",
+            )
+        case _:
+            raise AssertionError(f"nothing tests {command!r} in {block.page}")
+
+
+def words_of_module(words: list[str]) -> list[str]:
+    return ["-m", *words]
+
+
+def check_variable(name: str, value: str) -> None:
+    from airflow.configuration import conf
+
+    if name.startswith("AIRFLOW_CONN_"):
+        check_connection(json.loads(value))
+        return
+    matched = re.fullmatch(r"AIRFLOW__([A-Z]+)__([A-Z_]+)", name)
+    assert matched, name
+    assert matched[2].lower() in conf.configuration_description[matched[1].lower()]["options"]
+
+
+def check_connection(fields: dict[str, Any]) -> None:
+    from airflow.providers.common.compat.sdk import Connection
+
+    from airflow_provider_gptimg.hooks.connection import ConnectionSettings
+
+    assert fields["conn_type"] == "gptimg"
+    fields["extra"] = json.dumps(fields.get("extra", {}))
+    settings = ConnectionSettings.read(Connection(conn_id="gptimg_default", **fields))
+    known = {"timeout", "media_hosts", "reference_images_field", "verify", "poll_interval", "first_poll_after"}
+    assert set(json.loads(fields["extra"])) <= known | {"on_unknown_submission"}
+    assert settings.api_key == fields["password"]
+
+
+def check_requirement(text: str) -> None:
+    from importlib.metadata import version
+
+    from packaging.requirements import Requirement
+
+    requirement = Requirement(text)
+    assert version(requirement.name)
+    if requirement.name == "airflow-provider-gptimg":
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        assert requirement.extras <= set(project["optional-dependencies"])
+
+
+@pytest.mark.parametrize("block", blocks("json"), ids=lambda block: block.name)
+def test_json_is_what_it_is_shown_as(block):
+    from airflow_provider_gptimg.batch.requests import read_requests
+
+    value = json.loads(block.text)
+    if "conn_type" in value:
+        check_connection(value)
+    else:
+        (asked,) = read_requests("s3://bucket/key.jsonl", lambda *_: json.dumps(value))
+        assert asked.request.prompt == value["prompt"]
+
+
+@pytest.mark.parametrize("block", blocks("ini"), ids=lambda block: block.name)
+def test_settings_are_airflows(block):
+    from airflow.configuration import conf
+
+    parser = ConfigParser()
+    parser.read_string(block.text)
+    for name in parser.sections():
+        if (name, block.page) != ("pytest", TESTING):  # read by the run of that page
+            assert set(parser[name]) <= set(conf.configuration_description[name]["options"])
+
+
+def test_pages_name_settings_that_airflow_has():
+    from airflow.configuration import conf
+
+    named = {found for text in PAGES.values() for found in re.findall(r"`\[(\w+)\] (\w+)`", text)}
+    assert named
+    for name, option in named:
+        assert option in conf.configuration_description[name]["options"], f"[{name}] {option}"
