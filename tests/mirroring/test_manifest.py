@@ -7,6 +7,7 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
+import duckdb
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 from mirroring_images import picture
@@ -132,7 +133,6 @@ def test_what_is_no_key_is_refused_before_anything_else(emulator, s3, mirror, ke
 
 def test_duckdb_reads_it(emulator, s3, mirror, tmp_path):
     """The query of the documentation, on a local copy."""
-    duckdb = pytest.importorskip("duckdb")
     mirror([emulator.add_task(n=2), emulator.add_task()], context_of(), manifest_key="gptimg/manifests/a.jsonl")
     mirror(emulator.add_task(), context_of("tuesday"), manifest_key="gptimg/manifests/b.jsonl")
     for name in ("a.jsonl", "b.jsonl"):
