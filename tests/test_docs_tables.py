@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables in the docs name what the code has: all of it, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from markdown_pages import ROOT, names, rows, section
+
+from airflow_provider_gptimg import get_provider_info
+from airflow_provider_gptimg.api.tasks import Image, ImageTask
+from airflow_provider_gptimg.batch.report import Report
+from airflow_provider_gptimg.hooks import connection
+from airflow_provider_gptimg.manifest import manifest_lines
+from airflow_provider_gptimg.mirror import MirroredObject
+from airflow_provider_gptimg.polling import Schedule
+from airflow_provider_gptimg.submission import RECORD_KEY
+
+PACKAGE = ROOT / "airflow_provider_gptimg"
+MIRRORED = MirroredObject(
+    bucket="b",
+    key="k",
+    task_id="t",
+    index=0,
+    source_url="https://gptimg.co/a.png",
+    content_type="image/png",
+    size=1,
+    sha256="0",
+    etag="e",
+    skipped=False,
+)
+
+
+def documented(page: str, title: str) -> list[str]:
+    found = names(rows(section(page, title))[1:])
+    assert len(found) == len(set(found)), "something is said twice"
+    return found
+
+
+def test_the_finished_task():
+    task = ImageTask("t", "completed", images=(Image("https://gptimg.co/a.png"),))
+    assert set(documented("docs/classes/generate.md", "The finished task")) == set(task.as_dict())
+
+
+def test_a_mirrored_object():
+    assert set(documented("docs/classes/to-s3.md", "A mirrored object")) == set(MIRRORED.as_dict())
+
+
+def test_the_manifest():
+    import json
+
+    (row,) = map(json.loads, manifest_lines([MIRRORED], {"t": ImageTask("t", "completed")}).splitlines())
+    assert set(documented("docs/classes/to-s3.md", "The manifest")) == set(row)
+
+
+def test_the_summary_of_a_batch():
+    report = Report([], [], [], [], stopped=None, on_unknown="fail", try_number=1)
+    assert set(documented("docs/classes/batch.md", "The summary")) == set(report.summary(None))
+
+
+def test_the_connections_extra():
+    table = rows(section_of_connection())
+    extras = {name for field, _ in table for name in re.findall(r"`(\w+)`", field)}
+    assert extras == set(get_provider_info()["connection-types"][0]["conn-fields"])
+
+
+def test_the_connections_defaults():
+    table = dict(rows(section_of_connection())[1:])
+    assert f"`{connection.DEFAULT_BASE_URL}`" in table["host"]
+    assert f"({connection.DEFAULT_CALL_TIMEOUT:g})" in table["extra `timeout`"]
+    schedule = table["extra `poll_interval`, `first_poll_after`"]
+    assert f"({Schedule().poll_interval:g})" in schedule
+    assert f"({Schedule().first_poll_after:g})" in schedule
+    assert all(f"`{host}`" in table["extra `media_hosts`"] for host in connection.DEFAULT_MEDIA_HOSTS)
+
+
+def section_of_connection() -> str:
+    return (ROOT / "docs/connection.md").read_text().split("\n## ")[0]
+
+
+def test_the_metrics_with_their_tags():
+    table = rows(section("docs/operating.md", "Metrics, and what to alert on"))[1:]
+    said = {metric.strip("`"): set(re.findall(r"`(\w+)`", tags)) for metric, tags, _ in table}
+    sources = "\n".join(path.read_text() for path in PACKAGE.rglob("*.py") if "emulator" not in path.parts)
+    sent: dict[str, set[str]] = {}
+    for name, tags in re.findall(r"\bcount\(\"(\w+)\"([^)]*)\)", sources):
+        sent.setdefault(f"gptimg.{name}", set()).update(re.findall(r"(\w+)=", tags))
+    for name, tags in re.findall(r"stats\.\w+\(\"(gptimg\.\w+)\", [^\n]*tags=\{([^}]*)\}", sources):
+        sent.setdefault(name, set()).update(re.findall(r"\"(\w+)\":", tags))
+    assert len(sent) > 5
+    assert said == sent
+
+
+def test_the_spans():
+    text = section("docs/operating.md", "Metrics, and what to alert on")
+    sources = "\n".join(path.read_text() for path in PACKAGE.rglob("*.py"))
+    spans = {f"gptimg.{name}" for name in re.findall(r"\bspan\(\"(\w+)\"", sources)}
+    assert spans
+    assert all(f"`{name}`" in text for name in spans)
+
+
+def test_the_links_on_a_task_instance():
+    table = rows(section("docs/gallery.md", "Links on a task instance"))[1:]
+    modules: dict[str, Any] = {}
+    for path in get_provider_info()["extra-links"]:
+        module, _, name = path.rpartition(".")
+        modules[name] = getattr(__import__(module, fromlist=[name]), name)
+    assert [cell.strip("*") for cell, *_ in table] == [link.name for link in modules.values()]
+
+
+def test_the_key_of_the_record():
+    for page in ("docs/errors.md", "docs/how-it-works.md", "docs/upgrading.md"):
+        assert f"`{RECORD_KEY}`" in (ROOT / page).read_text()
+
+
+def test_each_class_has_a_page_in_the_index_and_in_the_readme():
+    index = rows((ROOT / "docs/classes/index.md").read_text())[1:]
+    pages = {page for first, *_ in index for page in re.findall(r"\((\S+\.md)\)", first)}
+    assert pages == {path.name for path in ROOT.glob("docs/classes/*.md")} - {"index.md"}
+    linked = re.findall(r"\(docs/classes/(\S+\.md)\)", (ROOT / "README.md").read_text())
+    assert set(linked) == pages - {"emulator.md"}
