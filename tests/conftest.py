@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -60,11 +61,39 @@ def _loopback_only() -> Iterator[None]:
         yield
 
 
+class Clock:
+    """Real time, which can be stopped."""
+
+    def __init__(self) -> None:
+        self._stopped_at: float | None = None
+
+    def __call__(self) -> float:
+        return self._stopped_at or time.time()
+
+    def stop(self) -> None:
+        self._stopped_at = time.time()
+
+    def go(self) -> None:
+        self._stopped_at = None
+
+
 @pytest.fixture(scope="session")
-def _emulator_server() -> Iterator[Any]:
+def _clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def clock(_clock: Clock) -> Iterator[Clock]:
+    """The emulator's clock: while it is stopped, no generation ends."""
+    yield _clock
+    _clock.go()
+
+
+@pytest.fixture(scope="session")
+def _emulator_server(_clock: Clock) -> Iterator[Any]:
     from airflow_provider_gptimg.emulator import Emulator
 
-    with Emulator(speed=100, seed=1) as server:
+    with Emulator(speed=100, seed=1, clock=_clock) as server:
         yield server
 
 
@@ -91,6 +120,12 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setenv("AIRFLOW_CONN_GPTIMG_DEFAULT", json.dumps(fields))
 
     return set_connection
+
+
+@pytest.fixture(params=[False, True], ids=["held", "deferred"])
+def deferrable(request: pytest.FixtureRequest) -> bool:
+    """Both ways to wait."""
+    return bool(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,34 +14,8 @@ from airflow_provider_gptimg.emulator import Emulator
 QUICK = {"poll_interval": 0.05, "first_poll_after": 0.1, "timeout": 5}
 
 
-class Clock:
-    """Real time, which can be stopped."""
-
-    def __init__(self) -> None:
-        self._stopped_at: float | None = None
-
-    def __call__(self) -> float:
-        return self._stopped_at or time.time()
-
-    def stop(self) -> None:
-        self._stopped_at = time.time()
-
-    def go(self) -> None:
-        self._stopped_at = None
-
-
-_clock = Clock()
-
-
-@pytest.fixture
-def clock() -> Iterator[Clock]:
-    """The emulator's clock: while it is stopped, no generation ends."""
-    yield _clock
-    _clock.go()
-
-
 @pytest.fixture(scope="session")
-def _emulator_server() -> Iterator[Emulator]:
+def _emulator_server(_clock: Callable[[], float]) -> Iterator[Emulator]:
     """The same as all tests have, with generations of 150 to 200 ms."""
     with Emulator(speed=300, seed=1, credits=10_000, clock=_clock) as server:
         yield server
@@ -58,12 +31,6 @@ def emulator(emulator: Any, connect: Callable[..., None]) -> Any:
 def instance(tmp_path: Path) -> Instance:
     """A task instance of which nothing has run yet."""
     return Instance(FileStore(tmp_path / "store"))
-
-
-@pytest.fixture(params=[False, True], ids=["held", "deferred"])
-def deferrable(request: pytest.FixtureRequest) -> bool:
-    """Both ways to wait."""
-    return bool(request.param)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,34 +24,8 @@ def _service_models_are_read_once() -> Iterator[None]:
         yield
 
 
-class Clock:
-    """Real time, which can be stopped."""
-
-    def __init__(self) -> None:
-        self._stopped_at: float | None = None
-
-    def __call__(self) -> float:
-        return self._stopped_at or time.time()
-
-    def stop(self) -> None:
-        self._stopped_at = time.time()
-
-    def go(self) -> None:
-        self._stopped_at = None
-
-
-_clock = Clock()
-
-
-@pytest.fixture
-def clock() -> Iterator[Clock]:
-    """The emulator's clock: while it is stopped, no generation ends."""
-    yield _clock
-    _clock.go()
-
-
 @pytest.fixture(scope="session")
-def _emulator_server() -> Iterator[Emulator]:
+def _emulator_server(_clock: Callable[[], float]) -> Iterator[Emulator]:
     """The same as all tests have, with generations of 50 ms."""
     with Emulator(speed=1000, seed=1, clock=_clock) as server:
         yield server
@@ -91,12 +64,6 @@ def log(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> 
 def instance() -> Instance:
     """A task instance of which nothing has run yet."""
     return Instance(StateStore())
-
-
-@pytest.fixture(params=[False, True], ids=["held", "deferred"])
-def deferrable(request: pytest.FixtureRequest) -> bool:
-    """Both ways to wait."""
-    return bool(request.param)
 
 
 @pytest.fixture
