@@ -32,7 +32,7 @@ FIXTURES = [block for block in blocks("python") if block.page != TESTING and "py
 COMMANDS = [
     pytest.param(command, block, id=f"{block.page}: {command[:60]}")
     for block in blocks("console")
-    for command in re.findall(r"^\$ (.*)$", block.text, re.MULTILINE)
+    for command in re.findall(r"^\$ (.*)$", block.text.replace("\\\n", ""), re.MULTILINE)
 ]
 
 RUN_EACH = """

@@ -111,6 +111,7 @@ class GptImgHook(BaseHook):
         The request is repeated only while it certainly was not accepted. Called from a task of your own, a retry
         of that task submits again; `GptImgSubmitOperator` remembers its submission.
 
+        :param prompt: What the images should show.
         :param aspect_ratio: `W:H`; None leaves it to the API.
         :param n: Number of images, 1 to 4.
         :param reference_images: Up to 4 of `https://…`, `data:image/…` and `s3://bucket/key`.
