@@ -144,7 +144,8 @@ class GptImgGenerateOperator(GptImgSubmitOperator):
     A time-out leaves the image task alive; the next attempt waits on for it. All arguments of
     :class:`GptImgSubmitOperator`, and:
 
-    :param deferrable: Wait in the triggerer instead of on a worker.
+    :param deferrable: Wait in the triggerer instead of on a worker; if not given, as Airflow's
+        `[operators] default_deferrable` says.
     :param poll_interval: Seconds between polls, 5 to 10 as the vendor asks; None: the connection's, else 5.
     :param first_poll_after: Seconds from submission to the first poll after the one made at once; None: the
         connection's, else 39.5.

@@ -39,7 +39,8 @@ class GptImgTaskSensor(BaseSensorOperator):
     :param gptimg_task_id: An image task's id, a finished task (dict), or a list of them, e.g. `submit.output`, also
         of a mapped submit (templated).
     :param gptimg_conn_id: Id of the connection (templated).
-    :param deferrable: Wait in the triggerer instead of on a worker.
+    :param deferrable: Wait in the triggerer instead of on a worker; if not given, as Airflow's
+        `[operators] default_deferrable` says.
     :param poll_interval: Seconds between polls, 5 to 10 as the vendor asks; None: the connection's, else 5. Sensors'
         own `poke_interval` means the same.
     :param first_poll_after: Seconds from submission to the first poll after the one made at once; None: the

@@ -49,7 +49,8 @@ class GptImgToS3Operator(BaseOperator):
     :param manifest_key: Key of a JSON Lines object that lists the run's images, or an `s3://` URI, e.g.
         `gptimg/manifests/{{ run_id }}.jsonl`; None: no manifest (templated).
     :param gptimg_conn_id: Id of the connection (templated).
-    :param deferrable: Wait in the triggerer instead of on a worker.
+    :param deferrable: Wait in the triggerer instead of on a worker; if not given, as Airflow's
+        `[operators] default_deferrable` says.
     :param poll_interval: Seconds between polls; None: the connection's, else 5.
     :param first_poll_after: Seconds from submission to the first poll after the one made at once; None: the
         connection's, else 39.5.
