@@ -17,6 +17,7 @@ MODULES = [
     "airflow_provider_gptimg.decorators.gptimg",
     "airflow_provider_gptimg.decorators.gptimg_batch",
 ]
+HOOK = "airflow_provider_gptimg.hooks.gptimg"
 CLIENTS = ("boto3", "botocore", "aiohttp", "httpx_aiohttp", "airflow_provider_gptimg.hooks")
 
 SCRIPT = """
@@ -36,7 +37,7 @@ print(json.dumps(added))
 @pytest.fixture(scope="module")
 def added() -> dict[str, list[str]]:
     """What each module brings into `sys.modules`, one after another."""
-    run = subprocess.run([sys.executable, "-c", SCRIPT, *MODULES], check=True, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", SCRIPT, *MODULES, HOOK], check=True, capture_output=True, text=True)
     return json.loads(run.stdout.splitlines()[-1])
 
 
@@ -45,3 +46,8 @@ def test_brings_in_no_client(added, module):
     assert module in added[module]
     clients = [name for name in added[module] if any(f"{name}.".startswith(f"{client}.") for client in CLIENTS)]
     assert clients == []
+
+
+def test_a_worker_does_without_the_triggerers_client(added):
+    assert HOOK in added[HOOK]
+    assert "aiohttp" not in added[HOOK]
