@@ -9,9 +9,10 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import psutil
@@ -90,30 +91,41 @@ class Scene:
         return exact, wrong
 
 
-def kill_at_random(scene: Scene, run: DagRun, images: int, chance: random.Random) -> Counter[str]:
-    """Kill the task's process at three random moments; where it is deferred then, the triggerer first.
+def kill_at_random(scene: Scene, run: DagRun, images: int, chance: random.Random, deferrable: bool) -> Counter[str]:
+    """Kill the task's process three times at random moments.
 
     :param images: That the run is to make.
+    :param deferrable: Kill also the triggerer, once the task has deferred, each time before the task's process.
     :returns: How often what was killed.
     """
     kills: Counter[str] = Counter()
     for moment in sorted(chance.sample(range(images // 10, images * 9 // 10), 3)):
-        while scene.accepted < moment and run.state not in FINAL_RUN_STATES:
-            time.sleep(0.05)
-        time.sleep(chance.uniform(0.0, 1.0))
-        if run.task_instance(TASK)["state"] == "deferred":
+        _until(run, lambda moment=moment: scene.accepted >= moment)
+        if deferrable and _until(run, lambda: run.task_instance(TASK)["state"] == "deferred"):
+            time.sleep(chance.uniform(0.0, 1.0))
             scene.airflow.kill("triggerer")
             scene.airflow.launch("triggerer")
             kills["triggerer"] += 1
-        while run.state not in FINAL_RUN_STATES:
-            with suppress(*_NOT_THERE):
-                process, _ = scene.airflow.task_processes(run, TASK)
-                if process.status() != psutil.STATUS_ZOMBIE:
-                    process.kill()
-                    kills["task"] += 1
-                    break
-            time.sleep(0.05)
+        _until(run, lambda: run.task_instance(TASK)["state"] == "running")
+        time.sleep(chance.uniform(0.0, 1.0))
+        kills["task"] += _until(run, partial(_kill_task, scene, run))
     return kills
+
+
+def _until(run: DagRun, condition: Callable[[], bool]) -> bool:
+    """Wait until that is true, and return whether it came true before the run ended."""
+    while not (met := condition()) and run.state not in FINAL_RUN_STATES:
+        time.sleep(0.05)
+    return met
+
+
+def _kill_task(scene: Scene, run: DagRun) -> bool:
+    with suppress(*_NOT_THERE):
+        process, _ = scene.airflow.task_processes(run, TASK)
+        if process.status() != psutil.STATUS_ZOMBIE:
+            process.kill()
+            return True
+    return False
 
 
 @contextmanager
@@ -143,8 +155,11 @@ def memory_of(scene: Scene, run: DagRun) -> Iterator[list[float]]:
 
 def cpu_seconds(airflow: StandaloneAirflow) -> float:
     """Return the CPU seconds that all processes of an Airflow have used so far, those that have ended too."""
+    ours = {process.pid for process in airflow.processes()}
     seconds = 0.0
-    for process in airflow.processes():
+    for process in psutil.process_iter():
         with suppress(psutil.Error):
-            seconds += sum(process.cpu_times()[:4])  # its own and its ended children's, user and system
+            # One that has ended, and that its parent has not noticed, has no environment to be told by.
+            if process.pid in ours or process.ppid() in ours:
+                seconds += sum(process.cpu_times()[:4])  # its own and its ended children's, user and system
     return seconds

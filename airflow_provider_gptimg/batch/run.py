@@ -166,13 +166,14 @@ class Batch:
         return self._ledger.lasts and bool(self._in_flight) and not (self._is_paused and self.pace.is_short)
 
     def hold(self) -> None:
-        """Wait on this worker until an image task is final, one is out of time, or a pause is over.
+        """Wait on this worker until some image tasks are final, one is out of time, or a pause is over.
 
         :raises GptImgAuthError: The key was rejected.
         """
         until = self._until()
         if self._in_flight:
-            self._hook.watch(self._wait, until=until, enough=1)
+            # A few at a time when many are under way, since each round writes all pages that it touches.
+            self._hook.watch(self._wait, until=until, enough=max(1, len(self._in_flight) // 16))
             self._take()
         else:
             time.sleep(self.pace.pause)
