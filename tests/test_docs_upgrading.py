@@ -73,7 +73,7 @@ def test_the_records_of_a_batch_are_read():
     entries = ledger.enter([BatchRequest(f"requests[{index}]", REQUEST) for index in range(4)])
     standings = [entry.standing(2, 2, "fail") for entry in entries]
     assert standings == [Standing.MIRRORED, Standing.IN_FLIGHT, Standing.UNKNOWN, Standing.PENDING]
-    assert [entry.to_json() for entry in entries[:3]] == PAGE
+    assert [entry.to_json() for entry in entries[:3]] == [record | {"prompt": "A lighthouse"} for record in PAGE]
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ PAGE_SIZE = 16
 """Requests whose records stand in one value: with four images each, below the 64 KB that Airflow wants of a value."""
 
 _VERSION = 1
+_PROMPT_SHOWN = 150
+"""Characters of a prompt that are kept for people to know a request by."""
 
 
 def page_key(page: int) -> str:
@@ -57,6 +59,7 @@ class Entry:
     :param submission: As of a single submission; None: there is none that counts.
     :param submitted_by: Number of the attempt that submitted it.
     :param mirrored: When the API made its images, and facts of their objects in S3, in the images' order.
+    :param prompt: How its prompt begins; empty where that was not kept.
     :param asked: The request; None: it is not asked for any more.
     :param error: What ended it in attempt `failed_by`, as :meth:`GptImgError.as_dict`. Another attempt forgets it.
     """
@@ -69,6 +72,7 @@ class Entry:
     mirrored: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
     failed_by: int = 0
+    prompt: str = ""
     asked: BatchRequest | None = None
 
     @property
@@ -111,7 +115,11 @@ class Entry:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON values."""
-        fields: dict[str, Any] = {"fingerprint": self.fingerprint, "occurrence": self.occurrence}
+        fields: dict[str, Any] = {
+            "fingerprint": self.fingerprint,
+            "occurrence": self.occurrence,
+            "prompt": self.prompt,
+        }
         if self.submission is not None:
             fields |= {name: value for name, value in self.submission.to_json().items() if value is not None}
             fields |= {"submitted_by": self.submitted_by}
@@ -140,6 +148,7 @@ class Entry:
             mirrored=mirrored,
             error=value.get("error"),
             failed_by=value.get("failed_by", 0),
+            prompt=str(value.get("prompt", "")),
         )
 
 
@@ -172,6 +181,7 @@ class Ledger:
             fingerprint = asked.request.fingerprint(self._conn_id)
             entry = known.get((fingerprint, seen[fingerprint])) or self._new(fingerprint, seen[fingerprint])
             entry.asked = asked
+            entry.prompt = _beginning(asked.request.prompt)
             seen[fingerprint] += 1
             entered.append(entry)
         return entered
@@ -272,6 +282,10 @@ class Ledger:
 
             # Kept as long as its DAG run: an expired record would let a retry pay again.
             self._store.set(key, value, retention=NEVER_EXPIRE)
+
+
+def _beginning(prompt: str) -> str:
+    return prompt if len(prompt) <= _PROMPT_SHOWN else f"{prompt[:_PROMPT_SHOWN]}…"
 
 
 class _Memory:

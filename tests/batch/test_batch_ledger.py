@@ -76,9 +76,9 @@ def test_another_connection_is_another_request(instance: Instance) -> None:
 
 
 def test_values_stay_below_what_airflow_warns_of(instance: Instance) -> None:
-    """1,000 requests of four images each, with keys and URLs that are rather long."""
+    """1,000 requests of four images each, with prompts, keys and URLs that are rather long."""
     book = ledger(instance)
-    entries = book.enter(asked(prompts(1000), n=4))
+    entries = book.enter(asked([f"{number} {'夕焼けの灯台' * 100}" for number in range(1000)], n=4))
     submit_all(book, entries)
     for entry in entries:
         images = (Image("https://file.gptimg.co/gpt-image-2-outputs/" + "0" * 120),) * 4
@@ -105,6 +105,15 @@ def mirrored(task_id: str, index: int, key: str = "key.png") -> MirroredObject:
         skipped=False,
         pixels=Pixels(1024, 768),
     )
+
+
+def test_keeps_how_a_prompt_begins(instance: Instance) -> None:
+    texts = ["A cat", "A dog " * 100]
+    book = ledger(instance)
+    submit_all(book, book.enter(asked(texts)))
+
+    ledger(instance).enter(asked([]))  # nobody asks for them any more: they are kept all the same
+    assert [entry.prompt for entry in ledger(instance)._entries] == ["A cat", f"{texts[1][:150]}…"]
 
 
 def test_tells_what_was_mirrored_as_it_was_told(instance: Instance) -> None:
