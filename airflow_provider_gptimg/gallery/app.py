@@ -4,7 +4,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
+import re
 from collections.abc import MutableMapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,10 +24,12 @@ from starlette.datastructures import MutableHeaders
 from starlette.staticfiles import StaticFiles
 
 from airflow_provider_gptimg.gallery.pictures import PictureUnavailableError, open_picture
-from airflow_provider_gptimg.gallery.records import read_records
-from airflow_provider_gptimg.gallery.tiles import Picture, Record, find_picture, make_tiles
+from airflow_provider_gptimg.gallery.records import last_connections, read_records
+from airflow_provider_gptimg.gallery.tiles import MAX_TILES, Picture, Record, find_picture, make_tiles
 
 __all__ = ["make_app"]
+
+log = logging.getLogger(__name__)
 
 _AT_ONCE = 8
 """Pictures fetched at a time: the rest of Airflow's threads stay with Airflow."""
@@ -55,10 +61,11 @@ def make_app() -> FastAPI:
     return app
 
 
-def _tiles(dag_id: str, run_id: Annotated[str, Query()], session: SessionDep, response: Response) -> dict[str, Any]:
-    """Return all tiles of a run."""
-    response.headers["cache-control"] = "no-store"
-    return {"tiles": make_tiles(read_records(session, dag_id, run_id))}
+def _tiles(dag_id: str, run_id: Annotated[str, Query()], session: SessionDep) -> Response:
+    """Return the tiles of a run."""
+    tiles = make_tiles(read_records(session, dag_id, run_id))
+    body = json.dumps({"tiles": tiles, "cut": len(tiles) == MAX_TILES})
+    return Response(body, media_type="application/json", headers={"cache-control": "no-store"})
 
 
 async def _picture(
@@ -84,22 +91,27 @@ async def _picture(
     try:
         opened = await to_thread.run_sync(open_picture, record, picture, limiter=_limiter())
     except PictureUnavailableError as error:
+        log.warning("No picture %r of %r in DAG %r, run %r: %s", image_task, task_id, dag_id, run_id, error)
         raise HTTPException(status.HTTP_502_BAD_GATEWAY, str(error)) from None
     # Images are compressed already: this keeps Airflow from compressing them again.
     headers["content-encoding"] = "identity"
     if opened.size is not None:
         headers["content-length"] = str(opened.size)
-    name = "".join(letter for letter in image_task if letter.isalnum() or letter in "-_.")[:100]
+    name = re.sub(r"[^A-Za-z0-9._-]", "", image_task)[:100]
     kind = "attachment" if download else "inline"
     headers["content-disposition"] = f'{kind}; filename="{name}-{index}{opened.extension}"'
     return StreamingResponse(opened.chunks, media_type=opened.content_type, headers=headers)
 
 
 def _find(session: Any, place: tuple[str, str, str, int], image_task: str, index: int) -> tuple[Record, Picture] | None:
-    for record in read_records(session, *place):
-        if picture := find_picture(record, image_task, index):
-            return record, picture
-    return None
+    try:
+        for record in read_records(session, *place):
+            if picture := find_picture(record, image_task, index):
+                fields = record.fields or last_connections(session, place[0], record.task_id)
+                return replace(record, fields=fields), picture
+        return None
+    finally:
+        session.close()  # Airflow's connections to its database are few, and S3 may be slow
 
 
 def _etag(picture: Picture) -> str:

@@ -56,7 +56,14 @@ def open_picture(record: Record, picture: Picture) -> Opened:
     except PictureUnavailableError:
         raise
     except Exception as error:
-        raise PictureUnavailableError(f"The image could not be fetched ({type(error).__name__})") from error
+        raise PictureUnavailableError(f"The image could not be fetched: {_what(error)}") from error
+
+
+def _what(error: Exception) -> str:
+    """Return what went wrong in a word; an error's text could name hosts and keys."""
+    answer = getattr(error, "response", None)  # of botocore
+    code = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
+    return f"{type(error).__name__} {code}" if code else type(error).__name__
 
 
 def _from_s3(record: Record, picture: Picture) -> Opened:
@@ -69,18 +76,27 @@ def _from_s3(record: Record, picture: Picture) -> Opened:
 
 
 def _from_vendor(record: Record, picture: Picture) -> Opened:
-    from airflow_provider_gptimg.download import Downloader
+    from airflow_provider_gptimg.download import Downloader, GoneError
+    from airflow_provider_gptimg.hooks.connection import ConnectionSettings
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook
 
-    settings = GptImgHook(_text(record.fields.get("gptimg_conn_id")) or "gptimg_default").settings
+    conn_id = _text(record.fields.get("gptimg_conn_id")) or GptImgHook.default_conn_name
+    connection = GptImgHook.get_connection(conn_id)
+    if connection.conn_type != GptImgHook.conn_type:
+        raise PictureUnavailableError("The task's connection is of another type")
+    settings = ConnectionSettings.read(connection)
     file = SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - closed when it has been sent
     try:
         url = settings.check_media_url(picture.url or "")
         with closing(Downloader(settings, _LARGEST_HOSTED)) as downloader:
             size = downloader.download(url, file, "The image").size
-    except GptImgMediaError as error:
+    except Exception as error:
         file.close()
-        raise PictureUnavailableError("The image's host is not allowed, or what it serves is no image") from error
+        if isinstance(error, GoneError):
+            raise PictureUnavailableError("The vendor does not host the image any more") from error
+        if isinstance(error, GptImgMediaError):
+            raise PictureUnavailableError("The image's host is not allowed, or what it serves is no image") from error
+        raise
     file.seek(0)
     return _opened(file, size)
 

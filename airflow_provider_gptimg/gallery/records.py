@@ -9,15 +9,17 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from airflow.models.dagrun import DagRun
 from airflow.models.renderedtifields import RenderedTaskInstanceFields
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
-from sqlalchemy import and_, exists, or_, select
+from sqlalchemy import Text, and_, cast, exists, func, or_, select
 from sqlalchemy.orm import Session
 
+from airflow_provider_gptimg.api.requests import MAX_IMAGES
 from airflow_provider_gptimg.api.tasks import CREDITS_PER_IMAGE
 from airflow_provider_gptimg.batch.ledger import HEADER_KEY, Entry, page_key
-from airflow_provider_gptimg.gallery.tiles import Listed, Picture, Record
+from airflow_provider_gptimg.gallery.tiles import Listed, Picture, Record, mirrored_picture
 from airflow_provider_gptimg.links.gptimg import ImagesLink
 
 try:
@@ -25,11 +27,13 @@ try:
 except ImportError:  # before Airflow 3.3
     TaskStateStoreModel = None  # type: ignore[assignment,misc]
 
-__all__ = ["read_records"]
+__all__ = ["last_connections", "read_records"]
 
 _RETURNED = "return_value"
 _PROMPT = "prompt"
 _OPERATORS = "%gptimg%"
+_LARGEST = 8 * 1024 * 1024
+"""Characters of an XCom or of a page that are read: ten thousand mirrored objects have fewer."""
 _PAGE = re.compile(re.escape(page_key(0)[:-1]) + r"(\d+)")
 
 
@@ -82,7 +86,10 @@ def read_records(
         (row.task_id, row.map_index, row.key): _value(row.value)
         for row in session.execute(
             select(xcom.task_id, xcom.map_index, xcom.key, xcom.value).where(
-                within(xcom), xcom.task_id.in_(task_ids), xcom.key.in_((_RETURNED, _PROMPT))
+                within(xcom),
+                xcom.task_id.in_(task_ids),
+                xcom.key.in_((_RETURNED, _PROMPT)),
+                func.length(cast(xcom.value, Text)) <= _LARGEST,
             )
         )
     }
@@ -90,7 +97,10 @@ def read_records(
     if (state := TaskStateStoreModel) is not None:
         pages = session.execute(
             select(state.task_id, state.map_index, state.key, state.value).where(
-                within(state), state.task_id.in_(task_ids), state.key.startswith(HEADER_KEY, autoescape=True)
+                within(state),
+                state.task_id.in_(task_ids),
+                state.key.startswith(HEADER_KEY, autoescape=True),
+                func.length(state.value) <= _LARGEST,
             )
         )
         for page in sorted(pages, key=lambda page: _page_number(page.key)):
@@ -117,6 +127,20 @@ def read_records(
     return records
 
 
+def last_connections(session: Session, dag_id: str, task_id: str) -> dict[str, Any]:
+    """Return the connection ids that a task used last, for a run whose rendered fields Airflow keeps no longer."""
+    fields = RenderedTaskInstanceFields
+    rendered = session.scalar(
+        select(fields.rendered_fields)
+        .join(DagRun, and_(DagRun.dag_id == fields.dag_id, DagRun.run_id == fields.run_id))
+        .where(fields.dag_id == dag_id, fields.task_id == task_id)
+        .order_by(DagRun.run_after.desc())
+        .limit(1)
+    )
+    known = rendered if isinstance(rendered, Mapping) else {}
+    return {name: known.get(name) for name in ("aws_conn_id", "gptimg_conn_id")}
+
+
 def _page_number(key: str) -> int:
     found = _PAGE.fullmatch(key)
     return int(found[1]) if found else -1
@@ -127,32 +151,23 @@ def _read_page(key: str, page: Any) -> Iterator[Listed]:
     if _page_number(key) < 0 or not isinstance(page, list):
         return
     for number, value in enumerate(page):
-        if not isinstance(value, Mapping):
-            continue
-        entry = Entry.from_json(value, _page_number(key), None)
-        task_id, mirrored, error = entry.task_id, entry.mirrored, entry.error
-        if not task_id and not error:
-            continue
-        facts = mirrored.get("objects") if isinstance(mirrored, Mapping) else None
-        yield Listed(
-            name=f"{_page_number(key)}.{number}",
-            image_task=task_id or None,
-            n=max(1, entry.submission.credits // CREDITS_PER_IMAGE) if entry.submission else 1,
-            pictures=tuple(_read_object(task_id, index, fact) for index, fact in enumerate(facts or ()) if fact),
-            error=str(error.get("message", "It failed")) if isinstance(error, Mapping) else None,
-        )
+        try:
+            entry = Entry.from_json(value, _page_number(key), None)
+            objects = (entry.mirrored or {}).get("objects") or ()
+            pictures = [_read_object(entry.task_id, index, fact) for index, fact in enumerate(objects) if fact]
+            error = str(entry.error.get("message") or "It failed") if entry.error else None
+            credits = entry.submission.credits if entry.submission else 0
+            n = min(max(1, int(credits) // CREDITS_PER_IMAGE), MAX_IMAGES)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            continue  # people may edit the state store
+        if entry.task_id or error:
+            name = f"{_page_number(key)}.{number}"
+            yield Listed(name, entry.task_id or None, n, entry.prompt or None, tuple(filter(None, pictures)), error)
 
 
-def _read_object(image_task: str, index: int, fact: Mapping[str, Any]) -> Picture:
-    return Picture(
-        image_task,
-        index,
-        bucket=fact.get("bucket"),
-        key=fact.get("key"),
-        size=fact.get("size"),
-        content_type=fact.get("content_type"),
-        version=fact.get("sha256"),
-    )
+def _read_object(image_task: str, index: int, fact: Mapping[str, Any]) -> Picture | None:
+    uri = f"s3://{fact['bucket']}/{fact['key']}"
+    return mirrored_picture({**fact, "uri": uri, "task_id": image_task, "index": index})
 
 
 def _value(stored: Any) -> Any:
@@ -161,5 +176,5 @@ def _value(stored: Any) -> Any:
         return stored
     try:
         return json.loads(stored)
-    except ValueError:
+    except (ValueError, RecursionError):
         return stored

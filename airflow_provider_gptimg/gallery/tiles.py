@@ -6,12 +6,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
+from airflow_provider_gptimg.api.requests import MAX_IMAGES
 from airflow_provider_gptimg.api.tasks import COMPLETED, CREDITS_PER_IMAGE
 
-__all__ = ["Listed", "Picture", "Record", "find_picture", "make_tiles"]
+__all__ = ["MAX_TILES", "Listed", "Picture", "Record", "find_picture", "make_tiles", "mirrored_picture"]
+
+MAX_TILES = 5000
+"""More than that no page shows at once, and no person looks through."""
 
 # A rendered XCom may be text that describes it.
 _TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]*")
@@ -50,6 +54,7 @@ class Listed:
     name: str
     image_task: str | None
     n: int
+    prompt: str | None = None
     pictures: tuple[Picture, ...] = ()
     error: str | None = None
 
@@ -121,8 +126,28 @@ class _Entry:
         return bool(self.pictures) and all(picture.bucket for picture, _ in self.pictures.values())
 
 
+def mirrored_picture(entry: Mapping[str, Any]) -> Picture | None:
+    """Return the picture that a mirrored object, as XComs tell of one, stands for; None if it stands for none."""
+    uri, image_task, index, size = (entry.get(name) for name in ("uri", "task_id", "index", "size"))
+    if not (isinstance(uri, str) and isinstance(image_task, str) and isinstance(index, int) and index >= 0):
+        return None
+    scheme, _, place = uri.partition("://")
+    bucket, _, key = place.partition("/")
+    if scheme != "s3" or not bucket or not key:
+        return None
+    return Picture(
+        image_task,
+        index,
+        bucket=bucket,
+        key=key,
+        size=size if isinstance(size, int) else None,
+        content_type=_text(entry.get("content_type")),
+        version=_text(entry.get("sha256")),
+    )
+
+
 def make_tiles(records: Iterable[Record]) -> list[dict[str, Any]]:
-    """Return the tiles of a run as JSON values, in an order that stays.
+    """Return the tiles of a run as JSON values, in an order that stays; of very many, the first :data:`MAX_TILES`.
 
     Images that a submit, a wait and a transfer tell of are one tile; a picture in S3 wins over the hosted one.
     """
@@ -135,7 +160,8 @@ def make_tiles(records: Iterable[Record]) -> list[dict[str, Any]]:
             (run.add_unfinished_submit if record.submits else run.add_unfinished_wait)(record)
     place = {(record.task_id, record.map_index): number for number, record in enumerate(ordered)}
     run.entries.sort(key=lambda entry: place[entry.origin.task_id, entry.origin.map_index])
-    return [_tile(entry, index) for entry in run.entries for index in entry.indices]
+    tiles = (_tile(entry, index) for entry in run.entries for index in entry.indices)
+    return list(islice(tiles, MAX_TILES))
 
 
 class _Run:
@@ -156,6 +182,7 @@ class _Run:
         for listed in record.listed:
             entry = self._entry(listed.image_task or f"{record.task_id}/{record.map_index}/{listed.name}", record)
             entry.image_task, entry.name, entry.n = listed.image_task, listed.name, listed.n
+            entry.prompt = listed.prompt
             entry.records.append(record)
             entry.pictures |= {picture.index: (picture, record) for picture in listed.pictures}
             if listed.error and not listed.pictures:
@@ -263,7 +290,7 @@ def _image_tasks(record: Record) -> Iterator[str]:
     """Yield the ids of the image tasks that a task instance tells of, each once."""
     told: dict[str, None] = {}
     for entry in _entries(record):
-        if isinstance(entry, str) and record.submits:
+        if isinstance(entry, str) and record.submits and _TASK_ID.fullmatch(entry):
             told[entry] = None
         elif isinstance(entry, Mapping) and isinstance(entry.get("task_id"), str):
             told[entry["task_id"]] = None
@@ -275,21 +302,10 @@ def _pictures(record: Record) -> Iterator[Picture]:
     for entry in _entries(record):
         if not isinstance(entry, Mapping) or not isinstance(image_task := entry.get("task_id"), str):
             continue
-        if isinstance(uri := entry.get("uri"), str) and uri.startswith("s3://"):
-            bucket, _, key = uri.removeprefix("s3://").partition("/")
-            index, size = entry.get("index"), entry.get("size")
-            if bucket and key and isinstance(index, int):
-                yield Picture(
-                    image_task,
-                    index,
-                    bucket=bucket,
-                    key=key,
-                    size=size if isinstance(size, int) else None,
-                    content_type=_text(entry.get("content_type")),
-                    version=_text(entry.get("sha256")),
-                )
+        if picture := mirrored_picture(entry):
+            yield picture
         elif entry.get("status") == COMPLETED and isinstance(images := entry.get("images"), list):
-            for index, image in enumerate(images):
+            for index, image in enumerate(images[:MAX_IMAGES]):
                 if isinstance(image, Mapping) and isinstance(url := image.get("url"), str):
                     yield Picture(image_task, index, url=url, content_type=_text(image.get("content_type")))
 

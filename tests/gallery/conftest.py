@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from gallery_xcoms import HOSTILE
 from playwright.sync_api import sync_playwright
 
 from airflow_provider_gptimg.emulator import Emulator
@@ -21,7 +22,6 @@ from airflow_provider_gptimg.sandbox.rest import until
 
 HERE = Path(__file__).parent
 BUCKET = "gallery"
-HOSTILE = "<img src=x onerror=\"document.title='owned'\">"
 
 
 @dataclass
@@ -60,10 +60,11 @@ class Gallery:
         return self.airflow.trigger(dag_id, conf)
 
     def submitted(self, prompt: str) -> str:
-        """Wait for a submit with this prompt, and return its image task's id."""
+        """Wait for a submit with this prompt that goes on, and return its image task's id."""
 
         def find() -> str | None:
-            return next((task.task_id for task in self.emulator.tasks if task.prompt == prompt), None)
+            under_way = (task for task in self.emulator.tasks if task.status == "processing")
+            return next((task.task_id for task in under_way if task.prompt == prompt), None)
 
         return str(until(find, 60, f"{prompt!r} to be submitted"))
 
@@ -78,7 +79,8 @@ def gallery() -> Iterator[Gallery]:
     with Emulator(durations=(3600, 3600), extra=schedule) as emulator, S3Server(BUCKET) as server:
         env = {
             "AIRFLOW_CONN_GPTIMG_DEFAULT": emulator.connection_json,
-            "AIRFLOW_CONN_AWS_DEFAULT": server.connection_json,
+            "AIRFLOW_CONN_GALLERY_S3": server.connection_json,
+            "AIRFLOW__CORE__NUM_DAG_RUNS_TO_RETAIN_RENDERED_FIELDS": "2",
             "AIRFLOW__CORE__AUTH_MANAGER": "gallery_auth.OneDagLessAuthManager",
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,vera:viewer,otto:viewer",
             "PYTHONPATH": str(HERE / "auth"),

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import pytest
+from gallery_xcoms import HOSTILE, set_xcom
 from PIL import Image
 
 from airflow_provider_gptimg.sandbox.rest import until
@@ -18,11 +18,6 @@ def _png() -> bytes:
     encoded = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(encoded, "png")
     return encoded.getvalue()
-
-
-def _set_xcom(run: Any, task_id: str, value: Any) -> None:
-    path = f"{run.path}/taskInstances/{task_id}/xcomEntries/return_value"
-    run.api.call("PATCH", path, {"value": value})
 
 
 def test_who_may_read_the_dag_gets_exactly_the_object(gallery, private_run):
@@ -55,7 +50,51 @@ def test_a_dag_does_not_open_the_door_to_another(gallery, private_run, hosted_ru
                 answer = client.get(f"/gptimg/dags/{dag_id}/picture", params=query | more)
                 assert answer.status_code == 404
                 tiles = client.get(f"/gptimg/dags/{dag_id}/tiles", params={"run_id": private_run.run_id} | more)
-                assert tiles.json() == {"tiles": []}
+                assert tiles.json()["tiles"] == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"map_index": 0},
+        {"task_id": "wait"},
+        {"task_id": "../mirror"},
+        {"image_task": "another"},
+        {"index": 2},
+        {"run_id": "another"},
+    ],
+    ids=str,
+)
+def test_no_other_place_names_a_picture(gallery, private_run, other):
+    tile = gallery.tiles(private_run)[0]
+    query = {"run_id": private_run.run_id, "image_task": tile["image_task"], "index": 0, **tile["source"]} | other
+    with gallery.http("vera") as client:
+        answer = client.get("/gptimg/dags/gallery_private/picture", params=query)
+    if other == {"task_id": "wait"}:
+        assert answer.status_code == 200, "a wait names what the vendor hosts"
+    else:
+        assert answer.status_code == 404
+
+
+def test_what_is_private_stays_out_of_shared_and_stale_caches(gallery, private_run):
+    tile = gallery.tiles(private_run)[0]
+    assert gallery.picture(private_run, tile).headers["cache-control"] == "private, no-cache"
+    with gallery.http("vera") as client:
+        answer = client.get("/gptimg/dags/gallery_private/tiles", params={"run_id": private_run.run_id})
+    assert answer.headers["cache-control"] == "no-store"
+    assert "etag" not in gallery.picture(private_run, tile, "otto").headers
+
+
+def test_an_old_run_is_shown_after_airflow_has_dropped_its_rendered_fields(gallery, private_run):
+    """By then only later runs tell which AWS connection the task uses."""
+    for _ in range(2):
+        run = gallery.start("gallery_private", prompt="A later run")
+        gallery.emulator.finish(gallery.submitted("A later run"))
+        assert run.wait() == "success"
+    assert private_run.task_instance("mirror")["rendered_fields"] == {}
+    tile = gallery.tiles(private_run)[0]
+    assert tile["prompt"] == HOSTILE
+    assert gallery.picture(private_run, tile).status_code == 200
 
 
 def test_an_unchanged_picture_is_not_sent_again(gallery, private_run):
@@ -89,14 +128,14 @@ def test_an_edited_xcom_gives_no_foreign_object(gallery):
     gallery.s3.put_object(Bucket="gallery", Key="secret.png", Body=_png(), ContentType="image/png")
     own = gallery.tiles(run)[0]
     forged = {**own, "uri": "s3://gallery/secret.png", "task_id": own["image_task"], "source_url": "x"}
-    _set_xcom(run, "mirror", [forged])
+    set_xcom(run, "mirror", [forged])
     assert gallery.tiles(run)[0]["uri"] == "s3://gallery/secret.png"
     answer = gallery.picture(run, own)
     assert (answer.status_code, b"PNG" in answer.content) == (502, False)
 
     elsewhere = f"{gallery.s3.meta.endpoint_url}/gallery/secret.png"
     task = {"task_id": own["image_task"], "status": "completed", "images": [{"url": elsewhere}]}
-    _set_xcom(run, "mirror", task)
+    set_xcom(run, "mirror", task)
     answer = gallery.picture(run, own)
     assert (answer.status_code, b"PNG" in answer.content) == (502, False)
 
@@ -114,6 +153,21 @@ def test_an_object_that_is_no_image_is_not_served(gallery):
     assert (answer.status_code, b"script" in answer.content) == (502, False)
 
 
+def test_an_odd_xcom_leaves_the_rest_of_the_run_in_sight(gallery):
+    run = gallery.start("gallery_private", prompt="With odd XComs")
+    gallery.emulator.finish(gallery.submitted("With odd XComs"))
+    assert run.wait() == "success"
+    objects = [tile["uri"] for tile in gallery.tiles(run)]
+    assert len(objects) == 2
+    for odd in ("A" * (9 << 20), [[]] * 100_000, "<script>", {"task_id": "..", "uri": "s3://", "index": 0}):
+        set_xcom(run, "wait", odd)
+        tiles = gallery.tiles(run)
+        assert [tile["uri"] for tile in tiles if tile.get("uri")] == objects, str(odd)[:80]
+        assert gallery.picture(run, tiles[0]).status_code == 200
+    set_xcom(run, "mirror", ["A" * (9 << 20)])
+    assert all(tile.get("uri") is None for tile in gallery.tiles(run)), "more than can be read is not read"
+
+
 def test_the_page_itself_is_static_and_strict(gallery):
     with gallery.http(None) as client:
         for path in ("", "gallery.js", "gallery.css", "icon.svg"):
@@ -121,7 +175,14 @@ def test_the_page_itself_is_static_and_strict(gallery):
             assert answer.status_code == 200
             assert "default-src 'none'" in answer.headers["content-security-policy"]
             assert "unsafe" not in answer.headers["content-security-policy"]
-        assert client.get("/gptimg/%2e%2e/app.py").status_code == 404
+        for outside in (
+            "%2e%2e/app.py",
+            "..%2fapp.py",
+            "%2e%2e%2f%2e%2e%2f__init__.py",
+            "/etc/passwd",
+            "%2fetc%2fpasswd",
+        ):
+            assert client.get(f"/gptimg/{outside}").status_code == 404
         assert client.get("/gptimg/openapi.json").status_code == 404
 
 
@@ -159,6 +220,7 @@ def test_a_batch_under_way_shows_each_request(gallery):
     gallery.emulator.finish(done)
     gallery.emulator.finish(refused, "failed", "The prompt was refused")
     awaited = gallery.submitted(prompts[2])  # two are in flight at a time
+    prompt_of = dict(zip((done, refused, awaited), prompts, strict=True))
 
     def states() -> dict[str, str]:
         return {tile["image_task"]: tile["state"] for tile in gallery.tiles(run)}
@@ -167,8 +229,18 @@ def test_a_batch_under_way_shows_each_request(gallery):
     assert states()[awaited] == "pending"
     tiles = {tile["image_task"]: tile for tile in gallery.tiles(run)}
     assert gallery.picture(run, tiles[done]).content.startswith(b"\x89PNG")
+
+    # People may write into a task's state, too.
+    odd = [5, {}, {"submitted_at": "x", "task_id": 7}, {"mirrored": 5}, {"error": "x"}, {"mirrored": {"objects": [5]}}]
+    odd += [{"submitted_at": 1, "fingerprint": "f", "task_id": "t", "credits": 1e10}]
+    page = f"{run.path}/taskInstances/batch/state-store/gptimg_batch_1"
+    run.api.call("PUT", page, {"value": odd})
+    assert [tile["image_task"] for tile in gallery.tiles(run)] == [done, refused, awaited, "t", "t", "t", "t"]
+    run.api.call("DELETE", page)
+
     gallery.emulator.finish(awaited)
     run.wait()
     assert states() == {done: "ready", refused: "failed", awaited: "ready"}
+    assert {tile["image_task"]: tile["prompt"] for tile in gallery.tiles(run)} == prompt_of
     reasons = [tile["failure"]["reason"] for tile in gallery.tiles(run) if tile["state"] == "failed"]
     assert "The prompt was refused" in reasons[0]

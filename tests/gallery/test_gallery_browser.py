@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
+import httpx
 import pytest
+from gallery_xcoms import HOSTILE, set_xcom
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -44,6 +47,17 @@ def test_a_viewer_sees_the_pictures_and_what_is_known_of_them(gallery, private_r
     with page.expect_download() as download:
         card.get_by_role("link", name="Download").click()
     assert download.value.suggested_filename == f"{tile['image_task']}-0.png"
+
+
+def test_a_thumbnail_shows_the_whole_picture(gallery, hosted_run, open_as):
+    page = open_as("vera")
+    page.goto(gallery.page(hosted_run))
+    _shown(page, 1)
+    shot = page.locator(".shot.loaded")
+    picture = shot.locator("img")
+    assert picture.evaluate("e => e.naturalHeight >= e.naturalWidth"), "else it would fit into any tile"
+    assert picture.evaluate("e => getComputedStyle(e).objectFit") == "contain"
+    assert picture.bounding_box() == shot.bounding_box()
 
 
 def test_a_prompt_stays_text(gallery, private_run, open_as):
@@ -101,6 +115,105 @@ def test_a_failure_says_why(gallery, hosted_run, open_as):
     page.locator("#viewer-reason", has_text="The prompt was refused").wait_for()
 
 
+def test_foreign_texts_stay_text_wherever_they_come_from(gallery, open_as):
+    """Ids, keys, types and errors in XComs are as foreign as prompts."""
+    run = gallery.start("gallery_private", prompt="With foreign texts")
+    gallery.emulator.finish(gallery.submitted("With foreign texts"))
+    assert run.wait() == "success"
+    own = gallery.tiles(run)[0]
+    marks = gallery.s3.head_object(Bucket="gallery", Key=own["uri"].removeprefix("s3://gallery/"))["Metadata"]
+    body = gallery.picture(run, own).content
+    marks["gptimg-task-id"] = HOSTILE
+    gallery.s3.put_object(Bucket="gallery", Key=HOSTILE, Body=body, Metadata=marks, ContentType="text/html")
+    hostile = dict.fromkeys(("task_id", "content_type", "sha256", "source_url", "endpoint_url"), HOSTILE)
+    set_xcom(run, "mirror", [hostile | {"uri": f"s3://gallery/{HOSTILE}", "index": 0, "size": 5}])
+    page = open_as("vera")
+    page.goto(gallery.page(run))
+    tile = page.locator(".tile", has_text=HOSTILE)
+    tile.locator(".shot.loaded").wait_for()
+    tile.locator("button.shot").click()
+    facts = page.locator("#facts").inner_text()
+    assert facts.count(HOSTILE) == 3, facts
+    assert page.locator("#viewer-title").inner_text() == HOSTILE
+    assert page.locator("img[src=x]").count() == 0
+    assert page.title() == "Generated images"
+
+
+def test_an_address_leads_nowhere_but_to_a_run(gallery, open_as):
+    """Parts of the page's own address, in a link that somebody sent, must not lead to other requests."""
+    page = open_as("vera")
+    page.goto("about:blank")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(urlsplit(request.url).path))
+    for dag_id, run_id in (("..", "x"), ("x", ".."), ("../../../api/v2/config", "."), ("%2e%2e", "x")):
+        page.goto(
+            str(httpx.URL(f"{gallery.url}/gptimg/?of=run", params={"of": "run", "dag_id": dag_id, "run_id": run_id}))
+        )
+        page.get_by_text("No such run").wait_for()
+    places = "/api/v2/dags/", "/gptimg/dags/"
+    static = r"/gptimg/([a-z]+\.(js|css|svg))?"
+    assert [path for path in asked if not path.startswith(places) and not re.fullmatch(static, path)] == []
+
+
+def test_a_session_that_ends_takes_the_pictures_with_it(gallery, open_as):
+    run = gallery.start("gallery_private", prompt="Seen and then not")
+    image_task = gallery.submitted("Seen and then not")
+    page = open_as("vera")
+    page.goto(gallery.page(run))
+    page.locator(".tile.pending").nth(1).wait_for()
+    cookies = page.context.cookies()
+    page.context.clear_cookies()
+    page.get_by_text("You are not logged in").wait_for()
+    assert page.locator(".tile").count() == 0
+    assert "Seen and then not" not in page.inner_text("body")
+    page.context.add_cookies(cookies)
+    page.get_by_role("button", name="Try again").click()
+    page.locator(".tile.pending").nth(1).wait_for()
+    gallery.emulator.finish(image_task)
+    _shown(page, 2)
+    assert run.wait() == "success"
+
+
+def test_loading_and_trouble_are_told(gallery, private_run, open_as):
+    page = open_as("vera")
+    held: list[Any] = []
+    page.route("**/tiles?*", lambda route: held.append(route))
+    with page.expect_request("**/tiles?*"):
+        page.goto(gallery.page(private_run))
+    page.get_by_text("Loading").wait_for()
+    assert page.locator("#grid").get_attribute("aria-busy") == "true"
+    held.pop().abort()
+    page.unroute("**/tiles?*")
+    page.get_by_role("alert").get_by_text("Airflow does not answer").wait_for()
+    assert page.locator("#grid").get_attribute("aria-busy") == "false"
+    page.route("**/tiles?*", lambda route: route.fulfill(status=503))
+    page.get_by_role("button", name="Try again").click()
+    page.get_by_role("alert").get_by_text("status 503").wait_for()
+    page.unroute("**/tiles?*")
+    page.get_by_role("button", name="Try again").click()
+    _shown(page, 2)
+    assert page.get_by_role("alert").count() == 0
+
+
+def test_a_picture_that_cannot_be_had_says_why(gallery, private_run, open_as):
+    page = open_as("vera")
+    problem = {"status": 502, "json": {"detail": "The vendor does not host the image any more"}}
+    page.route("**/picture?*", lambda route: route.fulfill(**problem))
+    page.goto(gallery.page(private_run))
+    page.get_by_text("The image could not be loaded").first.wait_for()
+    page.locator("button.shot").first.click()
+    page.get_by_role("alert").get_by_text("does not host the image any more").wait_for()
+
+
+def test_a_run_without_images_says_so(gallery, open_as):
+    run = gallery.start("gallery_imageless")
+    assert run.wait() == "success"
+    page = open_as("vera")
+    page.goto(gallery.page(run))
+    page.get_by_text("This run made none.").wait_for()
+    assert page.locator("#summary").inner_text() == ""
+
+
 def test_filters_by_state_run_and_dag(gallery, private_run, hosted_run, open_as):
     page = open_as("vera")
     page.goto(gallery.page(hosted_run))
@@ -140,7 +253,14 @@ def test_all_of_it_works_with_the_keyboard_alone(gallery, private_run, open_as):
     page.keyboard.press("Escape")
     viewer.wait_for(state="hidden")
     assert page.evaluate("document.activeElement === document.querySelectorAll('button.shot')[1]")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    _tab_to(page, "button.icon-button")
+    page.keyboard.press("Enter")
+    page.locator("#said.shown").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == gallery.tiles(private_run)[1]["uri"]
     _tab_to(page, "a[download].icon-button")
+    with page.expect_download():
+        page.keyboard.press("Enter")
 
 
 def test_a_screen_reader_is_told(gallery, private_run, open_as):
@@ -150,12 +270,12 @@ def test_a_screen_reader_is_told(gallery, private_run, open_as):
     assert page.get_by_role("status").first.inner_text() == "2 images · 4 credits"
     prompt = gallery.tiles(private_run)[0]["prompt"]
     assert page.get_by_role("button", name=f"Open image 2: {prompt}").count() == 1
-    unnamed = "button, a, input, select"
-    for control in page.locator(unnamed).all():
-        if control.is_visible():
-            assert control.evaluate(
-                "e => (e.ariaLabel || e.innerText || e.labels?.[0]?.innerText || '').trim().length > 0"
-            )
+    name = "e => (e.ariaLabel || e.innerText || e.labels?.[0]?.innerText || '').trim()"
+    names = [
+        control.evaluate(name) for control in page.locator("button, a, input, select").all() if control.is_visible()
+    ]
+    assert all(names)
+    assert len(set(names)) == len(names), "in a list of controls nothing but their names tells them apart"
 
 
 def test_light_and_dark_as_airflow_is_set(gallery, private_run, open_as):

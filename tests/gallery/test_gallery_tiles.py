@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_gptimg.gallery.tiles import Listed, Picture, Record, find_picture, make_tiles
+from airflow_provider_gptimg.gallery.tiles import MAX_TILES, Listed, Picture, Record, find_picture, make_tiles
 
 
 def record(task_id: str, operator: str, state: str | None = "success", **known: Any) -> Record:
@@ -111,7 +111,7 @@ def test_a_wait_for_a_foreign_task_is_seen_too():
 
 def listed(name: str, image_task: str | None, *, n: int = 1, ready: bool = False, error: str | None = None) -> Listed:
     pictures = tuple(Picture(image_task or "", index, bucket="bucket", key=f"{index}") for index in range(n))
-    return Listed(name, image_task, n, pictures if ready else (), error)
+    return Listed(name, image_task, n, f"Prompt {name}", pictures if ready else (), error)
 
 
 def batch(state: str | None, *requests: Listed) -> Record:
@@ -125,6 +125,7 @@ def test_a_batch_shows_each_request_as_it_stands():
     assert seen(running) == [("ready", "t1", 0), ("pending", "t2", 0), ("pending", "t2", 1), ("failed", None, 0)]
     tiles = make_tiles([running])
     assert len({tile["id"] for tile in tiles}) == 4
+    assert [tile["prompt"] for tile in tiles] == ["Prompt 0.0", "Prompt 0.1", "Prompt 0.1", "Prompt 0.2"]
     assert tiles[-1]["failure"]["reason"] == "Refused"
     assert find_picture(running, "t1", 0) is not None
     assert find_picture(running, "t2", 0) is None
@@ -165,3 +166,13 @@ def test_only_what_is_named_is_found():
     assert find_picture(named, "t1", 0) == Picture("t1", 0, None, "bucket", "t1/0.png", 10, "image/png", "ab")
     assert find_picture(named, "t1", 1) is None
     assert find_picture(named, "t2", 0) is None
+
+
+def test_the_address_that_an_xcom_backend_leaves_in_place_of_a_result_is_no_image_task():
+    assert seen(submit(result="s3://xcoms/dag/run/task/0.json")) == []
+
+
+def test_no_result_makes_more_tiles_than_can_be_shown():
+    of_one = finished(n=1000)
+    assert len(make_tiles([wait(result=of_one)])) == 4
+    assert len(make_tiles([wait(result=[finished(f"t{number}") for number in range(MAX_TILES + 1)])])) == MAX_TILES

@@ -18,6 +18,8 @@ async function get(url) {
 }
 
 function at(base, parts, query = {}) {
+  // A browser takes such a part as a step to another address, however it is written.
+  if (parts.some((part) => part === "." || part === "..")) throw new Refusal(404);
   const url = new URL(parts.map(encodeURIComponent).join("/"), base);
   for (const [name, value] of Object.entries(query)) url.searchParams.set(name, value);
   return url;
@@ -48,8 +50,19 @@ export function run(dagId, runId) {
   return get(at(API, ["dags", dagId, "dagRuns", runId]));
 }
 
-export async function tiles(dagId, runId) {
-  return (await get(at(HERE, ["dags", dagId, "tiles"], { run_id: runId }))).tiles;
+/** The tiles of a run: {tiles, cut}, where `cut` says that there are more. */
+export function tiles(dagId, runId) {
+  return get(at(HERE, ["dags", dagId, "tiles"], { run_id: runId }));
+}
+
+/** Why a picture cannot be had, as its address says. */
+export async function pictureProblem(url) {
+  const answer = await fetch(url, { credentials: "same-origin" });
+  if (answer.status === 401) return "You are not logged in";
+  if (answer.status === 403) return "Airflow does not let you see it";
+  if (answer.ok) return null;
+  const { detail } = await answer.json();
+  return typeof detail === "string" ? detail : null;
 }
 
 export function pictureUrl(dagId, runId, tile, download = false) {

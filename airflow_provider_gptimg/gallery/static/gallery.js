@@ -21,6 +21,7 @@ const view = {
   only:
     asked.get("of") === "task" ? { task_id: asked.get("task_id"), map_index: number(asked.get("map_index")) } : null,
   state: "all",
+  run: null,
   tiles: [],
 };
 
@@ -39,16 +40,17 @@ async function load() {
   const mine = turn;
   const { dagId, runId } = view;
   try {
-    const [run, tiles] = await Promise.all([airflow.run(dagId, runId), airflow.tiles(dagId, runId)]);
+    const [run, { tiles, cut }] = await Promise.all([airflow.run(dagId, runId), airflow.tiles(dagId, runId)]);
     if (mine !== turn) return; // another run was chosen meanwhile
-    show(run, tiles);
-    plan(run);
+    view.run = run;
+    show(tiles, cut);
+    plan();
   } catch (error) {
     if (mine === turn) refuse(error);
   }
 }
 
-function show(run, tiles) {
+function show(tiles, cut) {
   const { only } = view;
   // Of a mapped task, Airflow shows the task as a whole too: then no index is known.
   const isIts = (place) =>
@@ -57,27 +59,30 @@ function show(run, tiles) {
   byId("grid").setAttribute("aria-busy", "false");
   grid.update(view.dagId, view.runId, view.tiles);
   grid.filter(view.state);
-  count(run);
-  notifyIfEmpty(run);
+  count(cut);
+  notifyIfEmpty();
 }
 
-function count(run) {
+const isOver = () => FINAL.includes(view.run.state);
+
+function count(cut) {
   const counts = { all: view.tiles.length, ready: 0, pending: 0, failed: 0 };
   for (const { state } of view.tiles) counts[state] += 1;
   for (const [state, n] of Object.entries(counts)) document.querySelector(`[data-count=${state}]`).textContent = n;
   const credits = view.tiles.reduce((sum, tile) => sum + (tile.credits ?? 0), 0);
-  const said = view.tiles.length ? `${counted(counts.ready, "image")} · ${counted(credits, "credit")}` : "";
+  const shown = [counted(counts.ready, "image"), counted(credits, "credit"), ...(cut ? ["the run has more"] : [])];
+  const said = view.tiles.length ? shown.join(" · ") : "";
   const summary = byId("summary");
   // Said aloud when it changes, so it must not be set without need.
   if (summary.textContent !== said) summary.textContent = said;
-  byId("live").hidden = FINAL.includes(run.state) && !counts.pending;
+  byId("live").hidden = isOver() && !counts.pending;
 }
 
 /** Look again soon while there is something to wait for, and less often the more there is to fetch. */
-function plan(run) {
-  if (FINAL.includes(run.state) && !view.tiles.some(({ state }) => state === "pending")) return;
+function plan() {
+  if (isOver() && !view.tiles.some(({ state }) => state === "pending")) return;
   // A run may be over while images are still pending, as when a wait failed: no hurry then.
-  const seconds = FINAL.includes(run.state) ? 30 : 2 + view.tiles.length / 100;
+  const seconds = isOver() ? 30 : 2 + view.tiles.length / 100;
   timer = setTimeout(() => (document.hidden ? onceVisible() : load()), seconds * 1000);
 }
 
@@ -86,28 +91,36 @@ function onceVisible() {
 }
 
 function notify(title, text, again = null) {
-  byId("notice").hidden = !title;
+  const notice = byId("notice");
+  const isSaid = notice.hidden === !title && byId("notice-title").textContent === title;
+  byId("retry").onclick = again;
+  if (isSaid) return; // read aloud once, not at each refresh
+  notice.hidden = !title;
   byId("notice-title").textContent = title;
   byId("notice-text").textContent = text;
   byId("retry").hidden = !again;
-  byId("retry").onclick = again;
 }
 
-function notifyIfEmpty(run) {
+function notifyIfEmpty() {
   const inSight = view.tiles.filter(({ state }) => view.state === "all" || state === view.state).length;
   if (inSight) notify("", "");
   else if (view.tiles.length) notify(`No ${view.state} images`, "Choose another state to see the others.");
-  else if (FINAL.includes(run.state)) notify("No images", `This ${view.only ? "task" : "run"} made none.`);
+  else if (isOver()) notify("No images", `This ${view.only ? "task" : "run"} made none.`);
   else notify("No images yet", "They appear here as soon as a task asks for them.");
 }
 
 function refuse(error) {
   const status = error.status;
-  if (status === undefined) {
-    // Airflow does not answer, for a moment perhaps: what is shown stays.
-    timer = setTimeout(load, 10_000);
-    if (view.tiles.length) return;
-    return notify("Airflow does not answer", "It is asked again every ten seconds.", load);
+  if (status === undefined || status >= 500) {
+    // For a moment perhaps: what is shown stays.
+    const again = view.runId ? load : start;
+    if (!view.tiles.length) {
+      clear();
+      const title = status ? `Airflow answers with status ${status}` : "Airflow does not answer";
+      notify(title, "It is asked again every ten seconds.", again);
+    }
+    timer = setTimeout(again, 10_000);
+    return;
   }
   clear();
   if (status === 401) notify("You are not logged in", "Log in to Airflow, then come back.", start);
@@ -116,25 +129,32 @@ function refuse(error) {
   else notify("Something went wrong", `Airflow answered with status ${status}.`, start);
 }
 
-function clear() {
-  view.tiles = [];
+/** Show nothing: there is nothing to see, or nothing yet. */
+function clear(isLoading = false) {
+  clearTimeout(timer);
+  turn += 1;
+  [view.run, view.tiles] = [null, []];
+  viewer.close();
   grid.update("", "", []);
-  byId("grid").setAttribute("aria-busy", "false");
-  byId("summary").textContent = "";
+  byId("grid").setAttribute("aria-busy", String(isLoading));
+  byId("summary").textContent = isLoading ? "Loading …" : "";
   byId("live").hidden = true;
   for (const element of document.querySelectorAll("[data-count]")) element.textContent = "";
 }
 
 async function start() {
   notify("", "");
-  byId("grid").setAttribute("aria-busy", "true");
+  clear(true);
   if (view.isFixed) return load();
   try {
     const [latest, listed] = await Promise.all([airflow.latestRuns(), airflow.dags()]);
     byId("find-field").hidden = listed.total_entries <= listed.dags.length;
     view.dagId ??= latest[0]?.dag_id ?? listed.dags[0]?.dag_id;
     offerDags(latest, listed.dags);
-    if (!view.dagId) return notify("No DAGs", "There is none that you may see.");
+    if (!view.dagId) {
+      clear();
+      return notify("No DAGs", "There is none that you may see.");
+    }
     view.runId ??= latest.find(({ dag_id }) => dag_id === view.dagId)?.run_id;
     await chooseDag(view.dagId, view.runId);
   } catch (error) {
@@ -154,11 +174,12 @@ function offerDags(latest, listed) {
 
 async function chooseDag(dagId, runId = null) {
   [view.dagId, view.runId] = [dagId, runId];
+  clear(true);
   byId("run").replaceChildren();
+  const mine = turn;
   await offerRuns();
+  if (mine !== turn) return; // another DAG was chosen meanwhile
   if (view.runId) return load();
-  clearTimeout(timer);
-  turn += 1;
   clear();
   notify("No runs", "This DAG has not run yet.");
 }
@@ -166,7 +187,9 @@ async function chooseDag(dagId, runId = null) {
 async function offerRuns() {
   const list = byId("run");
   const offset = list.querySelectorAll("option[data-listed]").length;
-  const { dag_runs: found, total_entries: total } = await airflow.runs(view.dagId, offset);
+  const { dagId } = view;
+  const { dag_runs: found, total_entries: total } = await airflow.runs(dagId, offset);
+  if (dagId !== view.dagId) return;
   list.querySelector(`option[value="${OLDER}"]`)?.remove();
   const option = (id, label, listed) => make("option", { value: id, "data-listed": listed && "" }, label);
   for (const run of found) {
@@ -189,17 +212,18 @@ function listen() {
   byId("run").addEventListener("change", ({ target }) => {
     if (target.value === OLDER) return offerRuns().catch(refuse);
     view.runId = target.value;
+    clear(true);
     return load();
   });
   byId("states").addEventListener("change", ({ target }) => {
     view.state = target.value;
     grid.filter(view.state);
-    notifyIfEmpty({ state: "success" });
+    if (view.run) notifyIfEmpty();
   });
   let typing;
   byId("find").addEventListener("input", ({ target }) => {
     clearTimeout(typing);
-    typing = setTimeout(async () => offerDags([], (await airflow.dags(target.value)).dags), 300);
+    typing = setTimeout(() => airflow.dags(target.value).then(({ dags }) => offerDags([], dags), refuse), 300);
   });
 }
 

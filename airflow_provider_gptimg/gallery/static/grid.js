@@ -21,6 +21,12 @@ const LOGS_AT_ONCE = 2;
 export const waitingText = (tile) => WAITING[tile.airflow_state] ?? tile.airflow_state;
 export const taskName = ({ task_id, map_index }) => (map_index >= 0 ? `${task_id} [${map_index}]` : task_id);
 
+/** What a screen reader calls a tile, among many. */
+function spoken(tile) {
+  const name = tile.prompt ?? tile.image_task ?? taskName(tile);
+  return `image ${tile.index + 1}: ${name.length > 80 ? `${name.slice(0, 80)}…` : name}`;
+}
+
 export class Grid {
   constructor(open) {
     this.list = byId("grid");
@@ -121,20 +127,19 @@ export class Grid {
   }
 
   #shot(tile, facts) {
-    const label = tile.prompt ?? tile.image_task ?? taskName(tile);
     const open = () => this.open(tile);
     if (tile.state === "pending") {
       return make("div", { class: "shot" }, make("div", { class: "state" }, icon("pending"), waitingText(tile)));
     }
     if (tile.state === "failed") {
       const state = make("span", { class: "state" }, icon("failed"), "Failed");
-      return make("button", { class: "shot", type: "button", "aria-label": `Failed: ${label}`, click: open }, state);
+      return make("button", { class: "shot", type: "button", "aria-label": `Failed: ${spoken(tile)}`, click: open }, state);
     }
     const hint = make("span", { class: "hint" }, "The image could not be loaded");
     const image = make("img", { loading: "lazy", decoding: "async", alt: "" });
     const shot = make(
       "button",
-      { class: "shot", type: "button", "aria-label": `Open image ${tile.index + 1}: ${label}`, click: open },
+      { class: "shot", type: "button", "aria-label": `Open ${spoken(tile)}`, click: open },
       image,
       hint,
     );
@@ -145,7 +150,10 @@ export class Grid {
       tile.size ??= loaded?.decodedBodySize || null;
       facts.replaceChildren(...this.#facts(tile));
     });
-    image.addEventListener("error", () => shot.classList.add("broken"));
+    image.addEventListener("error", () => {
+      shot.classList.add("broken");
+      shot.ariaLabel = `Could not be loaded: ${spoken(tile)}`;
+    });
     image.src = pictureUrl(this.dagId, this.runId, tile);
     return shot;
   }
@@ -166,13 +174,13 @@ export class Grid {
       tile.uri
         ? make(
             "button",
-            { class: "icon-button", type: "button", "aria-label": "Copy S3 URI", title: "Copy S3 URI", click: () => copy(tile.uri) },
+            { class: "icon-button", type: "button", "aria-label": `Copy S3 URI of ${spoken(tile)}`, title: "Copy S3 URI", click: () => copy(tile.uri) },
             icon("copy"),
           )
         : null,
       make(
         "a",
-        { class: "icon-button", href: pictureUrl(this.dagId, this.runId, tile, true), download: "", "aria-label": "Download", title: "Download" },
+        { class: "icon-button", href: pictureUrl(this.dagId, this.runId, tile, true), download: "", "aria-label": `Download ${spoken(tile)}`, title: "Download" },
         icon("download"),
       ),
     );

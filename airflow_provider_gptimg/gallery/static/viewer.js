@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // One image in full, with all that is known of it.
 
-import { pictureUrl } from "./airflow.js";
+import { pictureProblem, pictureUrl } from "./airflow.js";
 import { byId, bytes, copy, make } from "./dom.js";
 import { taskName } from "./grid.js";
 
@@ -11,7 +11,7 @@ export class Viewer {
     this.among = among;
     this.reason = reason;
     this.dialog = byId("viewer");
-    byId("close").addEventListener("click", () => this.dialog.close());
+    byId("close").addEventListener("click", () => this.close());
     byId("previous").addEventListener("click", () => this.#step(-1));
     byId("next").addEventListener("click", () => this.#step(1));
     byId("viewer-copy").addEventListener("click", () => copy(this.tile.uri));
@@ -20,7 +20,7 @@ export class Viewer {
       if (way) this.#step(way);
     });
     this.dialog.addEventListener("click", (event) => {
-      if (event.target === this.dialog) this.dialog.close(); // beside it
+      if (event.target === this.dialog) this.close(); // beside it
     });
     this.dialog.addEventListener("close", () => {
       byId("stage").replaceChildren();
@@ -32,6 +32,10 @@ export class Viewer {
     [this.dagId, this.runId] = [dagId, runId];
     this.#show(tile);
     if (!this.dialog.open) this.dialog.showModal();
+  }
+
+  close() {
+    this.dialog.close();
   }
 
   #step(way) {
@@ -67,8 +71,12 @@ export class Viewer {
       tile.pixels = `${image.naturalWidth} × ${image.naturalHeight}`;
       if (this.tile === tile) this.#showFacts();
     });
-    image.addEventListener("error", () => this.tile === tile && stage.replaceChildren("The image could not be loaded"));
-    image.src = pictureUrl(this.dagId, this.runId, tile);
+    const url = pictureUrl(this.dagId, this.runId, tile);
+    image.addEventListener("error", async () => {
+      const problem = await pictureProblem(url).catch(() => null);
+      if (this.tile === tile) stage.replaceChildren(make("p", { role: "alert" }, problem ?? "The image could not be loaded"));
+    });
+    image.src = url;
     stage.replaceChildren(image);
   }
 

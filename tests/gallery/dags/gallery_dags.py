@@ -11,8 +11,11 @@ from airflow_provider_gptimg.sensors.gptimg import GptImgTaskSensor
 from airflow_provider_gptimg.transfers.gptimg_to_s3 import GptImgToS3Operator
 
 BUCKET = "gallery"
+S3 = {"aws_conn_id": "gallery_s3"}
 
-with DAG("gallery_private", schedule=None, params={"prompt": Param("A private picture", type="string")}):
+with DAG(
+    "gallery_private", schedule=None, default_args=S3, params={"prompt": Param("A private picture", type="string")}
+):
     submit = GptImgSubmitOperator(task_id="submit", prompt="{{ params.prompt }}", n=2, aspect_ratio="3:2")
     wait = GptImgTaskSensor(task_id="wait", gptimg_task_id=submit.output, deferrable=True)
     GptImgToS3Operator(task_id="mirror", gptimg_task_id=wait.output, s3_bucket=BUCKET)
@@ -25,6 +28,7 @@ with DAG("gallery_hosted", schedule=None, params={"prompts": Param(["One", "Two"
 with DAG(
     "gallery_many",
     schedule=None,
+    default_args=S3,
     params={"image_tasks": Param([], type="array")},
     render_template_as_native_obj=True,
 ):
@@ -38,6 +42,7 @@ with DAG(
 with DAG(
     "gallery_batch",
     schedule=None,
+    default_args=S3,
     params={"prompts": Param([], type="array")},
     render_template_as_native_obj=True,
 ):
@@ -46,4 +51,7 @@ with DAG(
     )
 
 with DAG("gallery_empty", schedule=None):
+    pass
+
+with DAG("gallery_imageless", schedule=None):
     pass
