@@ -13,9 +13,12 @@ import threading
 import time
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from airflow_provider_gptimg.sandbox.rest import DagRun
     from airflow_provider_gptimg.sandbox.services import Services
 
 _PACKAGE = Path(__file__).parents[1]
@@ -27,6 +30,12 @@ EXAMPLE_DAGS = next(
 OUTPUT = Path("gptimg-out")
 RUN_LIMIT = 1200.0
 """Seconds after which a run is given up."""
+
+# No example has a timetable, so that nothing starts by itself but what an asset starts.
+_LET_ASSETS_START_DAGS = {
+    "AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": "True",
+    "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+}
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -100,42 +109,55 @@ def _services(speed: float) -> AbstractContextManager[Services]:
 def _run(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from airflow_provider_gptimg.sandbox import show
     from airflow_provider_gptimg.sandbox.standalone import StandaloneAirflow
 
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
     with _services(options.speed) as services:
         console.print(f"Using {services.names}.")
-        airflow = StandaloneAirflow(EXAMPLE_DAGS, services.connections)
+        airflow = StandaloneAirflow(EXAMPLE_DAGS, services.connections | _LET_ASSETS_START_DAGS)
         try:
             began = time.monotonic()
             console.print("Starting Airflow in a throw-away home …")
             with console.status("some 15 s, on an idle machine"):
                 airflow.start()
             started_in = time.monotonic() - began
-            console.print(f"It is up after {started_in:.0f} s. Running {options.dag}.\n")
+            console.print(f"It is up after {started_in:.0f} s, at {airflow.url}")
+            console.print(f"Log in as {airflow.username}, password {airflow.password}\n")
             run = airflow.trigger(options.dag, {"bucket": services.bucket})
-            succeeded = show.follow(run, console, RUN_LIMIT) == "success"
-            console.print()
-            if succeeded:
-                objects = show.mirrored_objects(run)
-                show.show_stages(run, console, started_in)
-                console.print()
-                show.show_objects(objects, console)
-                show.save_images(objects, services.s3, OUTPUT)
-                console.print(f"\nThe images are in ./{OUTPUT}/ too.")
-            else:
-                show.show_failures(run, console)
-                console.print(f"\n{options.dag} failed; the log above says why.")
+            succeeded = _show(run, services.s3, console)
             if options.keep:
-                console.print(f"\nAirflow stays at {airflow.url}/dags/{run.dag_id}/runs/{run.run_id} until Ctrl-C.")
-                console.print(f"Log in as {airflow.username}, password {airflow.password}")
+                console.print(f"\nAirflow stays at {run.url} until Ctrl-C.")
                 with suppress(SystemExit):
                     threading.Event().wait()
             return 0 if succeeded else 1
         finally:
             console.print("Stopping Airflow …")
             airflow.stop()
+
+
+def _show(run: DagRun, s3: Any, console: Console) -> bool:
+    """Show how a run goes, what came of it, and the runs that it starts; return whether all of them succeeded."""
+    from airflow_provider_gptimg.sandbox import show
+
+    console.print(f"Running {run.dag_id}.\n")
+    succeeded = show.follow(run, console, RUN_LIMIT) == "success"
+    console.print()
+    if not succeeded:
+        show.show_failures(run, console)
+        console.print(f"\n{run.dag_id} failed; the log above says why.")
+        return False
+    show.show_stages(run, console)
+    objects = show.mirrored_objects(run, s3)
+    if objects:
+        console.print()
+        show.show_objects(objects, console)
+        show.save_images(objects, s3, OUTPUT)
+        console.print(f"\nThe images are in ./{OUTPUT}/ too.")
+    show.show_batches(run, console)
+    followers = run.started_runs()
+    show.show_asset_events(run, console)
+    console.print()
+    return all(_show(follower, s3, console) for follower in followers)
 
 
 if __name__ == "__main__":

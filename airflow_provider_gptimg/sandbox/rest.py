@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -39,6 +40,7 @@ class AirflowApi:
     """
 
     def __init__(self, url: str, username: str, password: str) -> None:
+        self.url = url
         self._http = httpx.Client(base_url=url, timeout=60, trust_env=False)
         self._login = {"username": username, "password": password}
 
@@ -80,6 +82,25 @@ class AirflowApi:
         body = {"logical_date": None, "conf": dict(conf or {})}
         return DagRun(self, dag_id, self.call("POST", f"/dags/{dag_id}/dagRuns", body)["dag_run_id"])
 
+    def asset_events(self, **filters: Any) -> list[dict[str, Any]]:
+        """Return asset events, each with its `extra`, and as `created_dagruns` the runs that it has started.
+
+        :param filters: `asset_id`, `source_dag_id`, `source_run_id` and the like.
+        """
+
+        def ask() -> dict[str, Any] | None:
+            try:
+                answer: dict[str, Any] = self.call("GET", "/assets/events", **filters)
+            except httpx.HTTPStatusError as error:
+                # Airflow 3.3 fails to answer while a run that one of the events has started is still queued.
+                if error.response.status_code != httpx.codes.INTERNAL_SERVER_ERROR:
+                    raise
+                return None
+            return answer
+
+        events: list[dict[str, Any]] = until(ask, 60, "the asset events")["asset_events"]
+        return events
+
     def _is_known(self, dag_id: str) -> bool:
         if self.call("GET", f"/dags/{dag_id}"):
             return True
@@ -95,6 +116,11 @@ class DagRun:
     api: AirflowApi = field(repr=False)
     dag_id: str
     run_id: str
+
+    @property
+    def url(self) -> str:
+        """Its page in Airflow's UI."""
+        return f"{self.api.url}/dags/{self.dag_id}/runs/{self.run_id}"
 
     @property
     def path(self) -> str:
@@ -155,6 +181,35 @@ class DagRun:
         path = f"{self.path}/taskInstances/{task_id}/xcomEntries/{key}"
         entry = self.api.call("GET", path, map_index=map_index, deserialize=True)
         return entry and entry["value"]
+
+    def asset_events(self) -> list[dict[str, Any]]:
+        """Return the asset events of its tasks, each with its `extra`, and as `created_dagruns` what it has started."""
+        return self.api.asset_events(source_dag_id=self.dag_id, source_run_id=self.run_id)
+
+    def started_runs(self, timeout: float = 30.0) -> list[DagRun]:
+        """Return the runs that its asset events and its `TriggerDagRunOperator`s have started.
+
+        :param timeout: Seconds to wait for a run of each DAG that those assets schedule; one that waits for other
+            assets as well may have none.
+        """
+        found = [
+            DagRun(self.api, ti["rendered_fields"]["trigger_dag_id"], self.xcom(ti["task_id"], "trigger_run_id"))
+            for ti in self.task_instances()
+            if ti["operator_name"] == "TriggerDagRunOperator" and ti["state"] == "success"
+        ]
+        assets = [self.api.call("GET", f"/assets/{event['asset_id']}") for event in self.asset_events()]
+        scheduled = {reference["dag_id"] for asset in assets for reference in asset["scheduled_dags"]}
+
+        def started() -> set[tuple[str, str]]:
+            return {
+                (reference["dag_id"], reference["run_id"])
+                for event in self.asset_events()
+                for reference in event["created_dagruns"]
+            }
+
+        with suppress(TimeoutError):
+            until(lambda: scheduled <= {dag_id for dag_id, _ in started()}, timeout, f"the runs that {self} starts")
+        return found + [DagRun(self.api, *reference) for reference in sorted(started())]
 
     def state_store(self, task_id: str, map_index: int = -1) -> dict[str, Any]:
         """Return what a task keeps over its attempts."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,21 @@ from rich.table import Table
 
 from airflow_provider_gptimg.sandbox.rest import FINAL_RUN_STATES, DagRun
 
-__all__ = ["follow", "save_images", "show_failures", "show_objects", "show_stages"]
+__all__ = [
+    "follow",
+    "mirrored_objects",
+    "save_images",
+    "show_asset_events",
+    "show_batches",
+    "show_failures",
+    "show_objects",
+    "show_stages",
+]
 
 _SHOWN = {
     "running": "running",
     "deferred": "waiting, holds no worker",
+    "awaiting_input": "waiting for a person",
     "success": "done",
     "failed": "failed",
     "up_for_retry": "failed, is tried again",
@@ -49,6 +60,8 @@ def follow(run: DagRun, console: Console, limit: float) -> str:
                 charged = run.xcom(task_id, "credits", map_index)
                 credits[task_id, map_index, attempt] = charged or 0
                 console.print(f"{elapsed:7.1f} s  {sum(credits.values()):7}  {_stage(ti)}: {_SHOWN[ti['state']]}")
+                if ti["state"] == "awaiting_input":
+                    console.print(f"{'':20} answer at {run.url}/tasks/{task_id}/required_actions")
             line.update(f"{elapsed:.0f} s, {sum(credits.values())} credits")
             if state in FINAL_RUN_STATES:
                 return state
@@ -57,28 +70,49 @@ def follow(run: DagRun, console: Console, limit: float) -> str:
             time.sleep(0.3)
 
 
-def show_stages(run: DagRun, console: Console, started_in: float) -> None:
-    """Print how long each stage took.
-
-    :param started_in: Seconds that Airflow took to start.
-    """
+def show_stages(run: DagRun, console: Console) -> None:
+    """Print how long each stage took."""
     table = Table("stage", box=None, pad_edge=False, padding=(0, 2))
     table.add_column("seconds", justify="right")
-    table.add_row("Airflow's start", f"{started_in:.1f}")
     for ti in run.task_instances():
         table.add_row(_stage(ti), f"{ti['duration']:.1f}" if ti["duration"] is not None else "–")
     table.add_row("whole run", f"{run.api.call('GET', run.path)['duration']:.1f}")
     console.print(table)
 
 
-def mirrored_objects(run: DagRun) -> list[dict[str, Any]]:
-    """Return what the run's transfers mirrored."""
-    return [
-        mirrored
-        for ti in run.task_instances()
-        if ti["operator_name"] == "GptImgToS3Operator"
-        for mirrored in run.xcom(ti["task_id"], map_index=ti["map_index"]) or ()
-    ]
+def mirrored_objects(run: DagRun, s3: Any) -> list[dict[str, Any]]:
+    """Return what the run has mirrored: of each object its `uri`, `task_id`, `index`, `size` and `sha256`, and more.
+
+    :param s3: A boto3 client, to read the manifest of a batch.
+    """
+    objects: list[dict[str, Any]] = []
+    for ti in run.task_instances():
+        result = run.xcom(ti["task_id"], map_index=ti["map_index"])
+        if ti["operator_name"] == "GptImgToS3Operator":
+            objects += result or ()
+        elif _is_batch(ti) and result and result["manifest"]:
+            objects += map(json.loads, _read(result["manifest"], s3).splitlines())
+    return objects
+
+
+def show_batches(run: DagRun, console: Console) -> None:
+    """Print what each batch of the run says of itself."""
+    for ti in run.task_instances():
+        summary = run.xcom(ti["task_id"], map_index=ti["map_index"]) if _is_batch(ti) else None
+        if summary:
+            console.print(
+                f"{_stage(ti)}: {summary['mirrored']} of {summary['requests']} requests mirrored, "
+                f"{summary['images']} images of {summary['bytes']:,} bytes, {summary['credits']} credits; "
+                f"listed in {summary['manifest'] or 'no manifest'}"
+            )
+
+
+def show_asset_events(run: DagRun, console: Console) -> None:
+    """Print which assets the run has updated, and what was started by that."""
+    for event in run.asset_events():
+        extra = event["extra"] or {}
+        started = ", ".join(reference["dag_id"] for reference in event["created_dagruns"])
+        console.print(f"asset {event['name']}: {extra.get('images', 0)} images; has started {started or 'no DAG'}")
 
 
 def show_objects(objects: list[dict[str, Any]], console: Console) -> None:
@@ -101,10 +135,10 @@ def save_images(objects: list[dict[str, Any]], s3: Any, folder: Path) -> list[Pa
     folder.mkdir(exist_ok=True)
     files = []
     for mirrored in objects:
-        content = s3.get_object(Bucket=mirrored["bucket"], Key=mirrored["key"])["Body"].read()
+        content = _read(mirrored["uri"], s3)
         if hashlib.sha256(content).hexdigest() != mirrored["sha256"]:
             raise RuntimeError(f"{mirrored['uri']} is not the image that was mirrored")
-        suffix = Path(mirrored["key"]).suffix
+        suffix = Path(mirrored["uri"]).suffix
         path = folder / f"{mirrored['task_id']}-{mirrored['index']}{suffix}"
         path.write_bytes(content)
         files.append(path)
@@ -118,6 +152,16 @@ def show_failures(run: DagRun, console: Console) -> None:
             console.rule(f"log of {_stage(ti)}, attempt {ti['try_number']}", align="left")
             # As it is: a log may hold what looks like markup, and lines are not to be broken.
             console.out(run.log(ti["task_id"], map_index=ti["map_index"]), highlight=False)
+
+
+def _is_batch(ti: dict[str, Any]) -> bool:
+    return ti["operator_name"] in ("GptImgBatchToS3Operator", "@task.gptimg_batch")
+
+
+def _read(uri: str, s3: Any) -> bytes:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    content: bytes = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+    return content
 
 
 def _stage(ti: dict[str, Any]) -> str:

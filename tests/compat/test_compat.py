@@ -7,10 +7,21 @@ import shutil
 import sys
 from pathlib import Path
 
+import pytest
 from airflow import __version__ as airflow_version
 
 HERE = Path(__file__).parent
+EXAMPLES = HERE.parents[1] / "example_dags"
 AIRFLOW = tuple(int(part) for part in airflow_version.split(".")[:2])
+
+
+@pytest.mark.skipif(AIRFLOW < (3, 0), reason="the examples are written with airflow.sdk")
+def test_the_examples_can_be_imported():
+    try:
+        from airflow.dag_processing.dagbag import DagBag
+    except ImportError:
+        from airflow.models.dagbag import DagBag
+    assert DagBag(EXAMPLES).import_errors == {}
 
 
 def test_a_dag_of_all_classes_runs(airflow_db, emulator, s3, connect, monkeypatch):

@@ -52,6 +52,9 @@ def _airflow(
     env = {
         "AIRFLOW_CONN_GPTIMG_DEFAULT": _emulator_server.connection_json,
         "AIRFLOW_CONN_AWS_DEFAULT": _s3_server.connection_json,
+        # For the DAGs that assets start; no DAG here has a timetable.
+        "AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": "True",
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
         # Notice what was killed within seconds, not minutes.
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "3",

@@ -53,7 +53,7 @@ def test_it_brings_the_pictures_of_an_example_and_stays_if_told_so(tmp_path):
         output = ""
         for line in command.stdout:
             output += line
-            if "Log in as" in line:
+            if "Airflow stays at" in line:
                 break
         (url,) = re.findall(r"Airflow stays at (http://127\.0\.0\.1:\d+)/dags/example_gptimg_edit/", output)
         ((username, password),) = re.findall(r"Log in as (\S+), password (\S+)", output)

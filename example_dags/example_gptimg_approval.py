@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Variants of a poster, of which a person picks those to keep (Airflow 3.1 and newer).
+
+The form under *Required Actions* shows the variants. Those that are picked go to S3; the others stay at the vendor's.
+"Make others" starts the DAG again. Each round costs 2 credits a variant, whatever is picked of it: there is no
+round without a person's click, and the runs of the DAG are the rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from airflow.providers.common.compat.sdk import AirflowOptionalProviderFeatureException
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+from airflow.sdk import Param, dag
+
+from airflow_provider_gptimg.operators.gptimg import GptImgGenerateOperator
+from airflow_provider_gptimg.transfers.gptimg_to_s3 import GptImgToS3Operator
+
+try:
+    from airflow.providers.standard.operators.hitl import HITLBranchOperator
+except AirflowOptionalProviderFeatureException:  # Airflow 3.0 cannot ask a person.
+    HITLBranchOperator = None
+
+STYLES = ["linocut", "watercolour", "gouache"]
+MAKE_OTHERS = "Make others"
+
+
+def table_row(cells: Iterable[str]) -> str:
+    """Return a line of a Markdown table."""
+    return f"| {' | '.join(cells)} |\n"
+
+
+@dag(
+    schedule=None,
+    default_args={"retries": 2},  # A retry takes up what is paid for already.
+    params={
+        "subject": Param("A ferry in the fog", type="string"),
+        "bucket": Param("gptimg-demo", type="string"),
+    },
+    tags=["example", "gptimg"],
+    doc_md=__doc__,
+)
+def example_gptimg_approval():
+    # [START howto_dag_gptimg_approval]
+    choose = HITLBranchOperator(
+        task_id="choose",
+        subject="{{ params.subject }}: which posters do we keep?",
+        body=table_row(STYLES)
+        + table_row("---" for _ in STYLES)
+        + table_row(f"![{style}]({{{{ ti.xcom_pull(task_ids='{style}').media_url }}}})" for style in STYLES),
+        options=[*STYLES, MAKE_OTHERS],
+        options_mapping={**{style: f"mirror_{style}" for style in STYLES}, MAKE_OTHERS: "make_others"},
+        multiple=True,
+    )
+    for style in STYLES:
+        variant = GptImgGenerateOperator(
+            task_id=style,
+            prompt="{{ params.subject }}, " + style + " poster",
+            aspect_ratio="3:4",
+            deferrable=True,
+        )
+        mirror = GptImgToS3Operator(
+            task_id=f"mirror_{style}",
+            gptimg_task_id=variant.output,
+            s3_key="s3://{{ params.bucket }}/posters/{task_id}" + f"-{style}" + "{ext}",
+        )
+        variant >> choose >> mirror
+
+    choose >> TriggerDagRunOperator(
+        task_id="make_others",
+        trigger_dag_id="example_gptimg_approval",
+        conf={"subject": "{{ params.subject }}", "bucket": "{{ params.bucket }}"},
+    )
+    # [END howto_dag_gptimg_approval]
+
+
+if HITLBranchOperator:
+    example_gptimg_approval()
