@@ -58,13 +58,19 @@ class Manifest:
                 "into manifest_key (and {{ ti.map_index }} where the task is mapped), or set replace=True"
             )
 
-    def write(self, objects: Iterable[MirroredObject], tasks: Mapping[str, ImageTask]) -> None:
+    def write(
+        self,
+        objects: Iterable[MirroredObject],
+        tasks: Mapping[str, ImageTask],
+        prompts: Mapping[str, str] | None = None,
+    ) -> None:
         """Make it visible, all at once.
 
         :param tasks: By id, the image tasks that `objects` are of.
+        :param prompts: By the same ids, what they were asked for; None: that is not known, as the API does not tell.
         :raises GptImgError: S3 refused or failed, or somebody else wrote it meanwhile.
         """
-        body = manifest_lines(objects, tasks)
+        body = manifest_lines(objects, tasks, prompts or {})
         digest = hashlib.sha256(body)
         metadata = {_WRITER: self._writer, "gptimg-sha256": digest.hexdigest()}
         content = Content(BytesIO(body), len(body), digest.digest(), "application/x-ndjson", metadata)
@@ -78,16 +84,20 @@ class Manifest:
         return bool(self._writer) and (head.get("Metadata") or {}).get(_WRITER) == self._writer
 
 
-def manifest_lines(objects: Iterable[MirroredObject], tasks: Mapping[str, ImageTask]) -> bytes:
+def manifest_lines(
+    objects: Iterable[MirroredObject], tasks: Mapping[str, ImageTask], prompts: Mapping[str, str]
+) -> bytes:
     """Return a line of JSON for each image."""
-    return b"".join(json.dumps(_row(mirrored, tasks[mirrored.task_id])).encode() + b"\n" for mirrored in objects)
+    rows = (_row(mirrored, tasks[mirrored.task_id], prompts.get(mirrored.task_id)) for mirrored in objects)
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
 
-def _row(mirrored: MirroredObject, task: ImageTask) -> dict[str, Any]:
+def _row(mirrored: MirroredObject, task: ImageTask, prompt: str | None) -> dict[str, Any]:
     width, height = mirrored.pixels or (None, None)
     return {
         "task_id": mirrored.task_id,
         "index": mirrored.index,
+        "prompt_sha256": None if prompt is None else hashlib.sha256(prompt.encode()).hexdigest(),
         "uri": mirrored.uri,
         "size": mirrored.size,
         "sha256": mirrored.sha256,

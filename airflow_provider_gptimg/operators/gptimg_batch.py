@@ -204,7 +204,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         self._lineage = pattern, objects
         report_to_collector(s3, objects)
         if manifest:
-            manifest.write(objects, tasks)
+            manifest.write(objects, tasks, {entry.task_id: entry.request.prompt for entry in report.mirrored})
         summary = report.summary(manifest.uri if manifest else None)
         self.log.info("Batch: %s", summary)
         error = report.error()

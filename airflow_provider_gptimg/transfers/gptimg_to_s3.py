@@ -33,6 +33,11 @@ class GptImgToS3Operator(BaseOperator):
 
     With `outlets`, the asset event's `extra` has the objects' `uris`, their number as `images`, and the `manifest`.
 
+    A line of the manifest has an image's `task_id`, `index`, `prompt_sha256`, `uri`, `size` (bytes), `sha256` (hex),
+    `content_type`, `width` and `height` (pixels; null where the image does not tell), `created_at` and `updated_at` (of
+    the image task, as the API wrote them), `credits` (of this image), `source_url` and `skipped`. `prompt_sha256` (hex,
+    of the prompt in UTF-8) is null here: the API does not repeat the prompt, so that only a batch knows it.
+
     :param gptimg_task_id: An image task's id, a finished task (dict), or a list of them, e.g. `submit.output`, also
         of a mapped submit (templated).
     :param s3_key: Pattern of the key, with `{task_id}`, `{index}` (from 0) and `{ext}` (`.png`, `.jpg` or `.webp`, as

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -92,6 +93,7 @@ def test_brings_all_images_to_s3(
     assert {line["uri"].removeprefix("s3://images/") for line in lines} == objects.keys()
     in_order = [*prompts(20), "Two of it", "Two of it", "Picture 3"]
     assert [emulator.task(line["task_id"]).prompt for line in lines] == in_order
+    assert [line["prompt_sha256"] for line in lines] == [sha256(prompt.encode()).hexdigest() for prompt in in_order]
     assert bool(instance.deferrals) == deferrable
 
 

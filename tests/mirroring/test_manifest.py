@@ -35,6 +35,7 @@ def test_a_line_tells_all_about_an_image(emulator, s3, mirror):
     assert row == {
         "task_id": task_id,
         "index": 0,
+        "prompt_sha256": None,
         "uri": mirrored["uri"],
         "size": len(content),
         "sha256": mirrored["sha256"],
