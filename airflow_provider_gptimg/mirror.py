@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LOOKS_AT_A_TIME", "Mirror", "MirroredObject"]
 
-LOOKS_AT_A_TIME = 32
+LOOKS_AT_A_TIME = 64
 """Requests to S3 that ask what is there already: more than downloads, for they take no memory, but time."""
 
 _IN_MEMORY = 1024 * 1024
