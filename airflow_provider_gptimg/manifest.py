@@ -70,7 +70,7 @@ class Manifest:
         :param prompts: By the same ids, what they were asked for; None: that is not known, as the API does not tell.
         :raises GptImgError: S3 refused or failed, or somebody else wrote it meanwhile.
         """
-        body = manifest_lines(objects, tasks, prompts or {})
+        body = manifest_lines(objects, tasks, prompts)
         digest = hashlib.sha256(body)
         metadata = {_WRITER: self._writer, "gptimg-sha256": digest.hexdigest()}
         content = Content(BytesIO(body), len(body), digest.digest(), "application/x-ndjson", metadata)
@@ -85,10 +85,11 @@ class Manifest:
 
 
 def manifest_lines(
-    objects: Iterable[MirroredObject], tasks: Mapping[str, ImageTask], prompts: Mapping[str, str]
+    objects: Iterable[MirroredObject], tasks: Mapping[str, ImageTask], prompts: Mapping[str, str] | None = None
 ) -> bytes:
     """Return a line of JSON for each image."""
-    rows = (_row(mirrored, tasks[mirrored.task_id], prompts.get(mirrored.task_id)) for mirrored in objects)
+    known = prompts or {}
+    rows = (_row(mirrored, tasks[mirrored.task_id], known.get(mirrored.task_id)) for mirrored in objects)
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
 

@@ -48,6 +48,11 @@ _PASSING = _WORTH_REPEATING | {
     "TooManyRequests",
 }
 
+_NO_REASON = (
+    ". S3 gives no reason for this, since the answer to HEAD has no body: check the AWS connection (an expired token, "
+    "another region, a wrong endpoint_url), and whether the object needs SSECustomerKey in extra_args"
+)
+
 # Arguments of PutObject that S3 wants to see again when it is asked what is there.
 _ALSO_OF_LIST = {"ExpectedBucketOwner", "RequestPayer"}
 _ALSO_OF_HEAD = _ALSO_OF_LIST | {"SSECustomerAlgorithm", "SSECustomerKey", "SSECustomerKeyMD5"}
@@ -149,7 +154,10 @@ class S3Store:
             # Without permission to list, S3 says 403 for what is not there.
             if _status(error) in (403, 404):
                 return None
-            raise _verdict(error, f"S3 does not tell whether s3://{bucket}/{key} is there") from error
+            failure = _verdict(error, f"S3 does not tell whether s3://{bucket}/{key} is there")
+            if _status(error) == 400:
+                failure.message += _NO_REASON
+            raise failure from error
         return answer
 
     def read_text(self, bucket: str, key: str) -> str:

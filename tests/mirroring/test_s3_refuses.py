@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from itertools import count
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 from mirroring_images import picture
-from mirroring_s3_proxy import CUT, LOST, Refusal, S3Proxy
+from s3_proxy import CUT, LOST, Refusal, S3Proxy, s3_proxy
 
 from airflow_provider_gptimg.exceptions import GptImgError
 
@@ -20,7 +19,7 @@ DENIED = (403, "AccessDenied")
 
 @pytest.fixture
 def proxy(s3: Any, _s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Proxy]:
-    with S3Proxy(_s3_server) as proxy:
+    with s3_proxy(_s3_server) as proxy:
         fields = {
             "conn_type": "aws",
             "login": "testing",
@@ -47,16 +46,6 @@ def is_list(request: Any) -> bool:
     return "list-type" in request.query
 
 
-def first(times: int, refusal: Refusal, method: str = "PUT") -> Callable[[Any], Refusal | None]:
-    """Return a rule that strikes the first requests of a kind."""
-    numbers = count(1)
-    return lambda request: refusal if request.method == method and next(numbers) <= times else None
-
-
-def always(refusal: Refusal, method: str = "PUT") -> Callable[[Any], Refusal | None]:
-    return lambda request: refusal if request.method == method else None
-
-
 @pytest.mark.parametrize(
     "refusal",
     [
@@ -71,7 +60,7 @@ def always(refusal: Refusal, method: str = "PUT") -> Callable[[Any], Refusal | N
 )
 def test_a_failure_that_passes_is_ridden_out(emulator, s3, proxy, mirror, hasty, refusal):
     content = picture()
-    proxy.rule = first(1, refusal)
+    proxy.fault("PUT", *refusal)
     (mirrored,) = mirror(emulator.add_task(image_bytes=content))
     assert s3.get_object(Bucket="images", Key=mirrored["key"])["Body"].read() == content
     assert downloads(emulator) == 1
@@ -79,7 +68,7 @@ def test_a_failure_that_passes_is_ridden_out(emulator, s3, proxy, mirror, hasty,
 
 @pytest.mark.parametrize("refusal", [(503, "SlowDown"), (400, "ExpiredToken"), CUT], ids=lambda r: r[1][:25])
 def test_a_failure_that_lasts_is_left_to_airflows_retries(emulator, s3, proxy, mirror, hasty, refusal):
-    proxy.rule = always(refusal)
+    proxy.fault("PUT", *refusal, times=None)
     with pytest.raises(GptImgError, match=r"S3 does not take s3://images/gptimg/.*/0\.png") as caught:
         mirror(emulator.add_task())
     assert type(caught.value) is GptImgError
@@ -92,13 +81,13 @@ def test_a_failure_that_lasts_is_left_to_airflows_retries(emulator, s3, proxy, m
     "refusal", [DENIED, (403, "InvalidAccessKeyId"), (400, "InvalidStorageClass")], ids=lambda r: r[1]
 )
 def test_a_refusal_fails_at_once(emulator, s3, proxy, mirror, refusal):
-    proxy.rule = always(refusal)
+    proxy.fault("PUT", *refusal, times=None)
     with pytest.raises(AirflowFailException, match=f"s3://images/gptimg/.*{refusal[1]}"):
         mirror(emulator.add_task())
 
 
 def test_a_refusal_ends_the_downloads(emulator, s3, proxy, mirror):
-    proxy.rule = always(DENIED)
+    proxy.fault("PUT", *DENIED, times=None)
     with pytest.raises(AirflowFailException, match="Of 20 image tasks 20 failed"):
         mirror([emulator.add_task(n=2) for _ in range(20)])
     assert downloads(emulator) <= 8  # four under way, and those that began before the first refusal was known
@@ -112,7 +101,7 @@ def test_a_bucket_that_is_not_there_is_found_out_before_any_download(emulator, s
 
 def test_an_object_whose_answer_was_lost_is_known_again(emulator, s3, proxy, mirror):
     content = picture()
-    proxy.rule = first(1, LOST)
+    proxy.fault("PUT", *LOST)
     (mirrored,) = mirror(emulator.add_task(image_bytes=content))
     assert s3.get_object(Bucket="images", Key=mirrored["key"])["Body"].read() == content
     assert downloads(emulator) == 1
@@ -148,15 +137,14 @@ def test_a_second_run_downloads_nothing_whatever_was_declared(emulator, s3, prox
 
 def test_new_images_cost_one_request_to_look_for_all_of_them(emulator, s3, proxy, mirror):
     mirror([emulator.add_task(n=2) for _ in range(5)])
-    methods = [request.split()[0] for request in proxy.requests]
-    assert (methods.count("GET"), methods.count("HEAD"), methods.count("PUT")) == (1, 0, 10)
+    assert (proxy.seen("GET"), proxy.seen("HEAD"), proxy.seen("PUT")) == (1, 0, 10)
 
 
 def test_a_folder_of_thousands_is_not_read_through(emulator, s3, proxy, mirror):
     truncated = (200, "<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>")
-    proxy.rule = first(1, truncated, "GET")
+    proxy.fault("GET", *truncated)
     mirror([emulator.add_task() for _ in range(3)])
-    assert sum("list-type" in request for request in proxy.requests) == 4
+    assert sum("list-type" in request.target for request in proxy.requests) == 4
 
 
 def test_a_store_without_conditional_writes_is_asked_first(emulator, s3, proxy, mirror):

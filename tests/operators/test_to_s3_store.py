@@ -11,7 +11,7 @@ import boto3
 import httpx
 import pytest
 from attempts import fails_at_once, may_be_retried
-from s3_proxy import s3_proxy
+from s3_proxy import LOST, s3_proxy
 from test_to_s3 import PNG, image_calls, in_bucket, transfer
 
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgRequestError
@@ -140,6 +140,15 @@ class TestFailure:
         instance.attempt(transfer(task_id))
         assert list(in_bucket(s3).values()) == [PNG]
 
+    def test_whose_reason_s3_does_not_give_says_what_to_check(self, emulator, instance, s3, proxy, task_id):
+        """As with an expired token or another region's endpoint: the answer to HEAD has no body that would tell."""
+        proxy.fault("HEAD", 400, "", times=None)
+        with fails_at_once(GptImgRequestError) as caught:
+            instance.attempt(transfer(task_id, s3_key="{index}{ext}"))
+        for hint in ("s3://images/0.png", "AWS connection", "expired token", "region", "SSECustomerKey"):
+            assert hint in str(caught.value)
+        assert image_calls(emulator) == []
+
     def test_that_is_no_s3_at_all_may_be_retried(self, emulator, instance, s3, task_id, monkeypatch):
         fields = json.loads(os.environ["AIRFLOW_CONN_AWS_DEFAULT"])
         fields["extra"]["endpoint_url"] = "http://127.0.0.1:1"
@@ -158,7 +167,7 @@ class TestFailure:
     @pytest.mark.parametrize("times", [1, 2], ids=["once", "twice"])
     def test_to_answer_a_write_that_was_done(self, emulator, instance, s3, proxy, task_id, times):
         """The object is there then: by this very write, so that it is no stranger's."""
-        proxy.fault("PUT", 0, "", times=times)
+        proxy.fault("PUT", *LOST, times=times)
         if times == 1:
             assert len(instance.attempt(transfer(task_id))) == 1
         else:
