@@ -32,7 +32,9 @@ __all__ = ["USER_AGENT", "async_exchange", "exchange", "no_cookies", "proxy_for"
 USER_AGENT = f"airflow-provider-gptimg/{__version__}"
 
 _SHORTEST_SECRET = 8
+_WANTED_HEADERS = ("date", "retry-after", "x-request-id")
 _MAX_BODY = 4 * 1024 * 1024
+_ASYNC_HEADERS = {"user-agent": USER_AGENT, "accept-encoding": "gzip, deflate"}
 _TOO_LARGE = NoAnswer("the answer is larger than any answer of the API", sent=True)
 # Errors after which the request certainly never left: the connection to the API was not made.
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
@@ -142,19 +144,28 @@ def exchange(
     return _answer(response, bytes(body), settings, secrets)
 
 
-async def async_exchange(client: httpx.AsyncClient, settings: ConnectionSettings, call: Call) -> Answer | NoAnswer:
-    """Send `call`, a read, and return what came of it; :func:`exchange` for an event loop."""
-    url, headers = settings.base_url + call.path, _headers(settings, call)
+async def async_exchange(
+    transport: httpx.AsyncBaseTransport, settings: ConnectionSettings, call: Call
+) -> Answer | NoAnswer:
+    """Send `call`, a read, and return what came of it; :func:`exchange` for an event loop.
+
+    It takes httpx's transport alone: redirects, cookies and credentials from elsewhere, for which a client stands
+    before it, are what must not happen here, and would cost as much again as all the rest.
+    """
+    request = httpx.Request(
+        call.method, settings.base_url + call.path, headers={**_headers(settings, call), **_ASYNC_HEADERS}
+    )
     body = bytearray()
     try:
-        async with (
-            asyncio.timeout(settings.call_timeout),
-            client.stream(call.method, url, headers=headers) as response,
-        ):
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) > _MAX_BODY:
-                    return _TOO_LARGE
+        async with asyncio.timeout(settings.call_timeout):
+            response = await transport.handle_async_request(request)
+            try:
+                async for chunk in response.aiter_bytes():
+                    body += chunk
+                    if len(body) > _MAX_BODY:
+                        return _TOO_LARGE
+            finally:
+                await response.aclose()
     except (httpx.RequestError, OSError) as error:
         return _no_answer(error, settings, isinstance(error, TimeoutError))
     return _answer(response, bytes(body), settings, ())
@@ -180,10 +191,12 @@ def _answer(response: httpx.Response, body: bytes, settings: ConnectionSettings,
     )
 
 
-def _clean_headers(headers: Mapping[str, str], secrets: tuple[str, ...]) -> dict[str, str]:
+def _clean_headers(headers: httpx.Headers, secrets: tuple[str, ...]) -> dict[str, str]:
     wanted: dict[str, str] = {}
-    for name in ("date", "retry-after", "x-request-id"):
-        if value := headers.get(name):
+    for raw_name, raw_value in headers.raw:
+        name = raw_name.lower().decode("latin-1")
+        if name in _WANTED_HEADERS:
+            value = raw_value.decode(headers.encoding)
             for secret in secrets:
                 value = value.replace(secret, "***")
             wanted[name] = value

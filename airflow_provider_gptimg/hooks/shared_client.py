@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from weakref import WeakKeyDictionary
 
 import aiohttp
@@ -25,7 +23,7 @@ from airflow_provider_gptimg.api.protocol import MAX_ATTEMPTS, Sleep, converse
 from airflow_provider_gptimg.api.tasks import ImageTask
 from airflow_provider_gptimg.exceptions import GptImgAuthError
 from airflow_provider_gptimg.hooks.connection import ConnectionSettings
-from airflow_provider_gptimg.hooks.http import USER_AGENT, async_exchange, no_cookies, proxy_for, tls_context
+from airflow_provider_gptimg.hooks.http import async_exchange, proxy_for, tls_context
 
 __all__ = ["MAX_CONNECTIONS", "SharedClient", "shared_client"]
 
@@ -46,7 +44,7 @@ class SharedClient:
         self._read_at = float("-inf")
         self._lock = asyncio.Lock()
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
-        self._client: httpx.AsyncClient | None = None
+        self._transport: AiohttpTransport | None = None
 
     async def settings(self, stale: ConnectionSettings | None = None) -> ConnectionSettings:
         """Return what the connection says, read once for all triggers that start together.
@@ -59,8 +57,8 @@ class SharedClient:
                 from airflow.providers.common.compat.connection import get_async_connection
 
                 settings = ConnectionSettings.read(await get_async_connection(self.conn_id))
-                if self._client is None:
-                    self._client = await self._open(settings)
+                if self._transport is None:
+                    self._transport = await self._open(settings)
                 self._settings, self._read_at = settings, time.monotonic()
             return self._settings
 
@@ -81,7 +79,7 @@ class SharedClient:
             return await self._drive(fresh, call, max_attempts)
 
     async def _drive(self, settings: ConnectionSettings, call: Call, max_attempts: int) -> ImageTask:
-        assert self._client is not None  # noqa: S101 - opened with the settings
+        assert self._transport is not None  # noqa: S101 - opened with the settings
         conversation = converse(call, max_attempts=max_attempts)
         outcome: Answer | NoAnswer | None = None
         try:
@@ -92,13 +90,13 @@ class SharedClient:
                     outcome = None
                 else:
                     async with self._slots:
-                        outcome = await async_exchange(self._client, settings, step)
+                        outcome = await async_exchange(self._transport, settings, step)
                 step = conversation.send(outcome)
         except StopIteration as done:
             task: ImageTask = done.value
             return task
 
-    async def _open(self, settings: ConnectionSettings) -> httpx.AsyncClient:
+    async def _open(self, settings: ConnectionSettings) -> AiohttpTransport:
         context = await asyncio.to_thread(tls_context, settings.verify)
         proxy = proxy_for(settings.origin)
 
@@ -106,39 +104,34 @@ class SharedClient:
             connector = aiohttp.TCPConnector(limit=MAX_CONNECTIONS, keepalive_timeout=KEEP_ALIVE, ssl=context)
             return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
-        transport = AiohttpTransport(
+        # No time-outs of its own: each call has one, from its first byte to its last.
+        return AiohttpTransport(
             verify=context, client=session, proxy=httpx.Proxy(proxy) if proxy else None, trust_env=False
         )
-        return httpx.AsyncClient(
-            transport=transport,
-            trust_env=False,
-            follow_redirects=False,
-            cookies=no_cookies(),
-            headers={"user-agent": USER_AGENT},
-            timeout=httpx.Timeout(settings.call_timeout, pool=None),
-        )
+
+    async def __aenter__(self) -> SharedClient:
+        self.users += 1
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self.users -= 1
+        if not self.users:
+            _clients[asyncio.get_running_loop()].pop(self.conn_id, None)
+            await self.aclose()
 
     async def aclose(self) -> None:
         """Close all its connections."""
-        if self._client is not None:
-            await self._client.aclose()
+        if self._transport is not None:
+            await self._transport.aclose()
 
 
 _clients: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, SharedClient]] = WeakKeyDictionary()
 
 
-@asynccontextmanager
-async def shared_client(conn_id: str) -> AsyncIterator[SharedClient]:
-    """Enter the running loop's client for connection `conn_id`; the last one to leave closes it."""
+def shared_client(conn_id: str) -> SharedClient:
+    """Return the running loop's client for connection `conn_id`, to be entered: the last one to leave closes it."""
     clients = _clients.setdefault(asyncio.get_running_loop(), {})
     client = clients.get(conn_id)
     if client is None:
         client = clients[conn_id] = SharedClient(conn_id)
-    client.users += 1
-    try:
-        yield client
-    finally:
-        client.users -= 1
-        if not client.users:
-            del clients[conn_id]
-            await client.aclose()
+    return client

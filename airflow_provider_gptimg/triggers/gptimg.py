@@ -104,7 +104,7 @@ class GptImgTaskTrigger(BaseTrigger):
                     settings.schedule(self.poll_interval, self.first_poll_after),
                     deadline=self.deadline,
                     submitted_at=self.submitted_at,
-                    progress=Progress(self.log.info),
+                    progress=Progress(self._say),
                 )
                 with span("wait", tasks=len(self._task_ids)):
                     status = await self._wait(client, wait)
@@ -122,6 +122,11 @@ class GptImgTaskTrigger(BaseTrigger):
         """Say what a person who ends the waiting Airflow task should know."""
         self.log.warning(PAID_FOR)
 
+    @staticmethod
+    def _say(line: str) -> None:
+        # One logger for all triggers: Airflow tells whose line it is by the context it is written in.
+        GptImgTaskTrigger.logger().info(line)
+
     @property
     def _task_ids(self) -> list[str]:
         return [self.gptimg_task_id] if isinstance(self.gptimg_task_id, str) else list(self.gptimg_task_id)
@@ -136,10 +141,37 @@ class GptImgTaskTrigger(BaseTrigger):
             return "unreadable"
         started = time.time()
         self._plan(wait, started)
-        uncounted = wait.deadline is None and self.timeout is not None
-        if uncounted:
+        since = None
+        if wait.deadline is None and self.timeout is not None:
             # Until the tasks have told when they were submitted: a poll that hangs must not outlast the wait.
-            wait.deadline = started + (self.timeout or 0.0)
+            since, wait.deadline = started, started + self.timeout
+        if len(wait.waiting) == 1:
+            return await self._wait_for_one(client, wait, since)
+        return await self._wait_for_many(client, wait, since)
+
+    async def _wait_for_one(self, client: SharedClient, wait: Wait, since: float | None) -> str:
+        """Wait without a coroutine for each poll: thousands of triggers do."""
+        while (due := wait.next_at) is not None:
+            now = time.time()
+            if wait.expired(now):
+                return "timeout"
+            task_id = wait.take_due(now)
+            if task_id is None:
+                await asyncio.sleep((due if wait.deadline is None else min(due, wait.deadline)) - now)
+                continue
+            try:
+                async with asyncio.timeout(None if wait.deadline is None else wait.deadline - now) as limit:
+                    await self._poll(client, wait, task_id)
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                return "timeout"
+            if since is not None:
+                wait.count_from_submission(self.timeout or 0.0, since)
+                since = None
+        return "finished"
+
+    async def _wait_for_many(self, client: SharedClient, wait: Wait, since: float | None) -> str:
         polls: set[asyncio.Task[None]] = set()
         try:
             while polls or wait.next_at is not None:
@@ -158,9 +190,9 @@ class GptImgTaskTrigger(BaseTrigger):
                     for poll in done:
                         poll.result()
                     polls -= done
-                    if uncounted and not polls:
-                        uncounted = False
-                        wait.count_from_submission(self.timeout or 0.0, since=started)
+                    if since is not None and not polls:
+                        wait.count_from_submission(self.timeout or 0.0, since)
+                        since = None
                 else:
                     await asyncio.sleep(pause or 0.0)
         finally:

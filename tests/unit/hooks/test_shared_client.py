@@ -63,9 +63,9 @@ async def test_the_last_wait_closes_it(emulator):
     async with shared_client("gptimg_default") as client:
         await ask(task_id)
         await client.get_task(task_id)
-        inner = client._client
-        assert not inner.is_closed
-    assert inner.is_closed
+        inner = client._transport.client
+        assert not inner.closed
+    assert inner.closed
     async with shared_client("gptimg_default") as anew:
         assert anew is not client
         await anew.get_task(task_id)
