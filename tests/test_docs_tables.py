@@ -120,3 +120,8 @@ def test_each_class_has_a_page_in_the_index_and_in_the_readme():
     assert pages == {path.name for path in ROOT.glob("docs/classes/*.md")} - {"index.md"}
     linked = re.findall(r"\(docs/classes/(\S+\.md)\)", (ROOT / "README.md").read_text())
     assert set(linked) == pages - {"emulator.md"}
+
+
+def test_the_examples():
+    table = rows((ROOT / "docs/examples.md").read_text())[1:]
+    assert set(names(table)) == {path.stem for path in ROOT.glob("example_dags/*.py")}
