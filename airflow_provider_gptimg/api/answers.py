@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Any
 
 from airflow_provider_gptimg.api.calls import Call
@@ -189,6 +190,8 @@ def _request_id(answer: Answer) -> str | None:
 
 def _one_line(text: str, limit: int = 300) -> str:
     """Fold foreign text so that it cannot forge log lines or flood them."""
+    if text.isalnum() and len(text) <= limit:  # one word, as a status is
+        return text
     text = " ".join("".join(char if char.isprintable() else " " for char in text[: 4 * limit]).split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
@@ -207,6 +210,7 @@ def _retry_after(answer: Answer) -> float | None:
     return min(max(seconds, 0.0), 86400.0) if seconds == seconds else None  # NaN is none
 
 
+@lru_cache(maxsize=8)  # thousands of waits are answered in the same second
 def _http_date(value: str | None) -> float | None:
     if not value:
         return None
@@ -314,9 +318,15 @@ def read_payload(body: bytes, secrets: tuple[str, ...]) -> Any:
     A server that echoes a key or a presigned URL must not bring it into a log or an XCom.
     """
     try:
-        return _without(json.loads(body), secrets)
+        payload = json.loads(body)
+        return _without(payload, secrets) if _may_hold(body, secrets) else payload
     except (ValueError, RecursionError):
         return None
+
+
+def _may_hold(body: bytes, secrets: tuple[str, ...]) -> bool:
+    """Return whether a text in this JSON may hold a secret: as it is, behind an escape, or in UTF-16 or UTF-32."""
+    return b"\\" in body or b"\0" in body or any(secret.encode() in body for secret in secrets)
 
 
 def _without(value: Any, secrets: tuple[str, ...]) -> Any:
