@@ -243,6 +243,9 @@ def test_all_of_it_works_with_the_keyboard_alone(gallery, private_run, open_as):
     _tab_to(page, "button.shot")
     page.keyboard.press("ArrowRight")
     assert page.evaluate("document.activeElement === document.querySelectorAll('button.shot')[1]")
+    ring = "e => getComputedStyle(e).outlineStyle"
+    rings = [tile.evaluate(ring) for tile in page.locator(".tile").all()]
+    assert rings == ["none", "solid"], "where one is can be seen"
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("Enter")
     viewer = page.get_by_role("dialog")

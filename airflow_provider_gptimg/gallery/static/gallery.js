@@ -176,8 +176,10 @@ async function chooseDag(dagId, runId = null) {
   [view.dagId, view.runId] = [dagId, runId];
   clear(true);
   byId("run").replaceChildren();
+  const offered = offerRuns();
+  if (runId) return Promise.all([offered, load()]);
   const mine = turn;
-  await offerRuns();
+  await offered;
   if (mine !== turn) return; // another DAG was chosen meanwhile
   if (view.runId) return load();
   clear();
