@@ -14,10 +14,10 @@ from airflow.sdk import DAG, Asset, Param, task
 
 from airflow_provider_gptimg.transfers.gptimg_to_s3 import GptImgToS3Operator
 
+# [START howto_dag_gptimg_on_asset]
 PHOTOS = Asset("gptimg_photos")
 PRODUCT_SHOTS = Asset("gptimg_product_shots")
 
-# [START howto_dag_gptimg_on_asset]
 with DAG(
     "example_gptimg_on_asset",
     schedule=[PHOTOS],
