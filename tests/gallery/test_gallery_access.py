@@ -164,7 +164,10 @@ def test_an_odd_xcom_leaves_the_rest_of_the_run_in_sight(gallery):
         tiles = gallery.tiles(run)
         assert [tile["uri"] for tile in tiles if tile.get("uri")] == objects, str(odd)[:80]
         assert gallery.picture(run, tiles[0]).status_code == 200
-    set_xcom(run, "mirror", ["A" * (9 << 20)])
+    own = {"uri": objects[0], "task_id": tiles[0]["image_task"], "index": 0}
+    set_xcom(run, "mirror", [own, "A" * (7 << 20)])
+    assert [tile["uri"] for tile in gallery.tiles(run) if tile.get("uri")] == objects[:1]
+    set_xcom(run, "mirror", [own, "A" * (9 << 20)])
     assert all(tile.get("uri") is None for tile in gallery.tiles(run)), "more than can be read is not read"
 
 
