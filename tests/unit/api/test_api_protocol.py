@@ -609,6 +609,10 @@ class TestSecrets:
         assert self.KEY not in json.dumps(payload)
         assert "***" in json.dumps(payload)
 
+    def test_not_in_another_encoding_either(self):
+        payload = read_payload(json.dumps({"message": self.KEY}).encode("utf-16"), (self.KEY,))
+        assert payload == {"message": "***"}
+
     def test_all_else_stays_as_it_is(self):
         assert read_payload(json.dumps(COMPLETED).encode(), (self.KEY,)) == COMPLETED
 

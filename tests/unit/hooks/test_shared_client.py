@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import gzip
 import json
 from types import SimpleNamespace
 
@@ -216,3 +217,12 @@ async def test_keeps_no_cookies(emulator):
         await client.get_task(task_id)
         await client.get_task(task_id)
     assert not any("cookie" in call.headers for call in emulator.calls)
+
+
+async def test_reads_a_compressed_answer(emulator):
+    """As a proxy may send."""
+    task_id = emulator.add_task()
+    body = gzip.compress(json.dumps({"success": True, "data": {"task_id": task_id, "status": "dreaming"}}).encode())
+    emulator.fault("poll", "body", body=body, headers={"Content-Encoding": "gzip"})
+    async with shared_client("gptimg_default") as client:
+        assert (await client.get_task(task_id)).status == "dreaming"
