@@ -18,7 +18,7 @@ help:
 	@echo "make browser install the browser that shows the gallery to its tests (as root)"
 	@echo "make chaos   minutes of random kills"
 	@echo "make compat  one DAG of all classes on the oldest supported Airflows"
-	@echo "make bench   what a wait and a mirrored image cost, beside official providers"
+	@echo "make bench   what a wait, a mirrored image and a batch cost, beside official providers and by hand"
 	@echo "make check   lint, format and types"
 	@echo "make docs    the documentation, into site/"
 	@echo "make lock    resolve requirements.lock anew"
@@ -66,7 +66,7 @@ bench: $(READY)
 	$(BIN)/uv pip install --quiet --python .venv-bench/bin/python --require-hashes --compile-bytecode \
 		-r benchmarks/requirements.lock
 	$(BIN)/uv pip install --quiet --python .venv-bench/bin/python --no-deps --no-build-isolation --editable .
-	for benchmark in polling_schedule polling_cost mirroring; do \
+	for benchmark in polling_schedule polling_cost mirroring batch; do \
 		.venv-bench/bin/python -m benchmarks.$$benchmark $(BENCH_ARGS) || exit 1; \
 	done
 

@@ -173,7 +173,7 @@ class Batch:
         until = self._until()
         if self._in_flight:
             # A few at a time when many are under way, since each round writes all pages that it touches.
-            self._hook.watch(self._wait, until=until, enough=max(1, len(self._in_flight) // 16))
+            self._hook.watch(self._wait, until=until, enough=max(1, len(self._in_flight) // 8))
             self._take()
         else:
             time.sleep(self.pace.pause)

@@ -44,7 +44,9 @@ batch("killed_deferred", MANY, max_in_flight=100, deferrable=True)
 batch("faulty", MANY, max_in_flight=100, deferrable=True)
 batch("poor", MANY, max_in_flight=100, deferrable=True)
 batch("pace", MANY, max_in_flight=len(MANY), deferrable=True)
-batch("default", SOME, deferrable=True)
+batch("first", SOME[:1], deferrable=True)
+batch("held", SOME)
+batch("deferred", SOME, deferrable=True)
 batch("wide", SOME, max_in_flight=len(SOME), deferrable=True)
 
 with DAG("mapped", schedule=None, default_args=RETRIES):
