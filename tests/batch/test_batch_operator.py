@@ -425,6 +425,17 @@ def test_a_rate_limit_that_lasts_ends_the_attempt_when_all_else_is_done(
     assert len(emulator.tasks) == 24
 
 
+def test_a_long_pause_is_waited_out_beside_what_is_in_flight(
+    emulator: Any, instance: Instance, s3: Any, hasty: None, deferrable: bool
+) -> None:
+    """Too long to do nothing else meanwhile, with the limit that `hasty` sets, but there is something to wait for."""
+    emulator.fault("submit", 429, retry_after=0.2)
+
+    assert instance.run(batch(prompts(8), deferrable=deferrable))["mirrored"] == 8
+
+    assert submits(emulator) == 9
+
+
 def test_what_is_not_finished_in_time_is_waited_for_by_the_next_attempt(
     emulator: Any, instance: Instance, s3: Any, clock: Any, deferrable: bool
 ) -> None:
