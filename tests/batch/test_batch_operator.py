@@ -220,6 +220,9 @@ def test_a_rate_limit_slows_down(emulator: Any, instance: Instance, stored: Any,
     assert summary["mirrored"] == 20
     assert submits(emulator) == 25
     assert spent(emulator) == 40
+    posts = [call for call in emulator.calls if call.method == "POST"]
+    last_refused = max(call.at for call in posts if call.status == 429)
+    assert all(call.at >= last_refused + 0.2 for call in posts[8:]), "what was under way came before the pause"
 
 
 @pytest.mark.parametrize("status", [500, 503])
