@@ -66,7 +66,7 @@ bench: $(READY)
 	$(BIN)/uv pip install --quiet --python .venv-bench/bin/python --require-hashes --compile-bytecode \
 		-r benchmarks/requirements.lock
 	$(BIN)/uv pip install --quiet --python .venv-bench/bin/python --no-deps --no-build-isolation --editable .
-	for benchmark in polling_schedule polling_cost mirroring batch; do \
+	for benchmark in polling_schedule polling_cost waiting_dag mirroring batch; do \
 		.venv-bench/bin/python -m benchmarks.$$benchmark $(BENCH_ARGS) || exit 1; \
 	done
 
