@@ -15,6 +15,8 @@ import httpx
 __all__ = ["AirflowApi", "DagRun", "until"]
 
 FINAL_RUN_STATES = ("success", "failed")
+_ATTEMPTS = 6
+"""Over SQLite the API server, asked while a worker writes, does nothing for 5 s and then answers 500."""
 
 
 def until(condition: Callable[[], Any], timeout: float, what: str, pause: float = 0.3) -> Any:
@@ -58,7 +60,11 @@ class AirflowApi:
 
         :raises httpx.HTTPStatusError: Any other error.
         """
-        answer = self._http.request(method, f"/api/v2{path}", json=body, params=params, headers=self._headers)
+        for _ in range(_ATTEMPTS):
+            answer = self._http.request(method, f"/api/v2{path}", json=body, params=params, headers=self._headers)
+            if answer.status_code != httpx.codes.INTERNAL_SERVER_ERROR:
+                break
+            time.sleep(1)
         if answer.status_code == httpx.codes.NOT_FOUND:
             return None
         return answer.raise_for_status().json() if answer.content else None
