@@ -7,13 +7,10 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-import httpx
 import psutil
 
 from airflow_provider_gptimg.emulator import Emulator
@@ -72,28 +69,17 @@ def idle_cpu(airflow: StandaloneAirflow, seconds: float) -> float:
     return (cpu_seconds(airflow) - before) / seconds
 
 
-def patiently(call: Callable[[], Any]) -> Any:
-    """Return what `call` returns; with many workers at a time SQLite is locked now and then."""
-    while True:
-        try:
-            return call()
-        except httpx.HTTPStatusError as error:
-            if error.response.status_code < 500:
-                raise
-            time.sleep(1)
-
-
 def run(airflow: StandaloneAirflow, way: str, idle: float, timeout: float) -> Cost:
     """Run one DAG once, and return what it cost from the end of its submit on."""
     dag_run = airflow.trigger(f"waits_{way}")
-    patiently(lambda: dag_run.wait_for("submit", "success"))
+    dag_run.wait_for("submit", "success")
     cpu, processes, since = cpu_seconds(airflow), processes_started(airflow), time.time()
-    state = patiently(lambda: dag_run.wait(timeout))
+    state = dag_run.wait(timeout)
     if state != "success":
         raise RuntimeError(f"{dag_run} ended as {state}")
     cpu, until = cpu_seconds(airflow) - cpu, time.time()
-    found = [ti for ti in patiently(dag_run.task_instances) if ti["task_id"] != "submit"]
-    begun = patiently(lambda: dag_run.task_instance("submit"))["end_date"]
+    found = [ti for ti in dag_run.task_instances() if ti["task_id"] != "submit"]
+    begun = dag_run.task_instance("submit")["end_date"]
     ended = max(ti["end_date"] for ti in found)
     return Cost(
         wall=(datetime.fromisoformat(ended) - datetime.fromisoformat(begun)).total_seconds(),

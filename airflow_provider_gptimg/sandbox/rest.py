@@ -15,7 +15,7 @@ import httpx
 __all__ = ["AirflowApi", "DagRun", "until"]
 
 FINAL_RUN_STATES = ("success", "failed")
-_ATTEMPTS = 6
+_ATTEMPTS = 10
 """Over SQLite the API server, asked while a worker writes, does nothing for 5 s and then answers 500."""
 
 

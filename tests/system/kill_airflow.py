@@ -4,19 +4,14 @@
 from __future__ import annotations
 
 import signal
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
-import httpx
 import psutil
 from kill_gate import Gate
 
 from airflow_provider_gptimg.sandbox.standalone import StandaloneAirflow
-
-T = TypeVar("T")
 
 DAGS = Path(__file__).parent / "dags_kill"
 
@@ -47,22 +42,6 @@ def killable_airflow(gate: Gate, connections: Mapping[str, str], parallelism: in
     gate.upstream = airflow.url
     with airflow:
         yield airflow
-
-
-def patiently(write: Callable[[], T], times: int = 10) -> T:
-    """Return what `write`, a call of Airflow's REST API, returns in the end.
-
-    Over SQLite, the API server locks itself out if it is asked to write while a worker has it write, too: it does
-    nothing for 5 s, and then answers 500 without having done anything.
-    """
-    for _ in range(times - 1):
-        try:
-            return write()
-        except httpx.HTTPStatusError as error:
-            if error.response.status_code != httpx.codes.INTERNAL_SERVER_ERROR:
-                raise
-            time.sleep(1)
-    return write()
 
 
 def kill_task(process: psutil.Process, supervisor: psutil.Process, with_supervisor: bool) -> bool:
