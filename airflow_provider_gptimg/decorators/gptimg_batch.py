@@ -62,9 +62,9 @@ class _GptImgBatchDecoratedOperator(DecoratedOperator, GptImgBatchToS3Operator):
         returned = self.python_callable(*self.op_args, **kwargs)
         lazy = isinstance(returned, Iterable) and not isinstance(returned, (str, Mapping))
         self.requests = list(returned) if lazy else returned
-        if self.deferrable:
+        if self.deferrable and (ti := context.get("ti")):
             # Asked again after each deferral, the function might say something else, which would be paid for anew.
-            context["ti"].xcom_push(key=_REQUESTS_KEY, value=self.requests)
+            ti.xcom_push(key=_REQUESTS_KEY, value=self.requests)
         return super().execute(context)
 
     def execute_complete(  # type: ignore[override]

@@ -148,12 +148,13 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
     def _limits(self, hook: GptImgHook) -> Limits:
         from airflow_provider_gptimg.api.requests import check_on_unknown_submission
         from airflow_provider_gptimg.batch.run import Limits
+        from airflow_provider_gptimg.waiting import check_timeout
 
         on_unknown = check_on_unknown_submission(self.on_unknown_submission)
         return Limits(
             max_in_flight=self.max_in_flight,
             on_unknown=on_unknown or hook.settings.on_unknown_submission or "fail",
-            timeout=self.timeout,
+            timeout=check_timeout(self.timeout),
             aws_conn_id=self.aws_conn_id,
             poll_interval=self.poll_interval,
             first_poll_after=self.first_poll_after,
@@ -200,7 +201,8 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
 
         report = batch.report()
         objects, tasks = mirrored_objects(report.mirrored)
-        context["ti"].xcom_push(key="credits", value=report.charged)
+        if ti := context.get("ti"):
+            ti.xcom_push(key="credits", value=report.charged)
         self._lineage = pattern, objects
         report_to_collector(s3, objects)
         if manifest:

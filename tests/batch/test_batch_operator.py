@@ -6,11 +6,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from hashlib import sha256
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException, task
 from batch_instance import Instance, batch, prompts
 
 from airflow_provider_gptimg.emulator import Emulator
@@ -356,6 +357,19 @@ def test_without_a_state_store_it_holds_the_worker(emulator: Any, s3: Any, capfd
     assert "keeps no state" in "".join(capfd.readouterr()) + caplog.text
 
 
+def test_it_can_be_executed_by_hand(emulator: Any, stored: Any, deferrable: bool) -> None:
+    assert batch(prompts(2), deferrable=deferrable).execute({})["mirrored"] == 2
+
+    @task.gptimg_batch(task_id="by_function", s3_bucket="images", deferrable=deferrable)
+    def pictures() -> list[str]:
+        return prompts(2)
+
+    with DAG("by_hand"):
+        by_function = pictures().operator
+    assert by_function.execute({})["mirrored"] == 2
+    assert len(stored()) == 4
+
+
 def test_an_empty_list_is_done_at_once(emulator: Any, instance: Instance, s3: Any) -> None:
     assert instance.run(batch([]))["requests"] == 0
     assert not emulator.calls
@@ -369,6 +383,11 @@ def test_an_empty_list_is_done_at_once(emulator: Any, instance: Instance, s3: An
         ({"max_credits": "much"}, "max_credits='much'"),
         ({"max_in_flight": 0}, "max_in_flight=0"),
         ({"on_partial_failure": "ignore"}, "on_partial_failure='ignore'"),
+        ({"timeout": timedelta(seconds=5)}, "timeout=datetime.timedelta(seconds=5)"),
+        ({"timeout": "5"}, "timeout='5'"),
+        ({"timeout": None}, "timeout=None"),
+        ({"timeout": -1}, "timeout=-1"),
+        ({"timeout": None, "requests": "s3://images/none.jsonl"}, "timeout=None"),
         ({"on_unknown_submission": "guess"}, "on_unknown_submission='guess'"),
         ({"s3_key": "latest{ext}"}, "s3_key='latest{ext}' gives several images"),
         ({"s3_key": "{index}{ext}"}, "s3_key='{index}{ext}' gives several images"),
