@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -102,20 +103,23 @@ def _read_json_lines(text: str, uri: str) -> Iterator[tuple[int, Any]]:
 
 def _read_csv(text: str, uri: str) -> Iterator[tuple[int, Any]]:
     """Read rows under a header of argument names. An empty cell is an argument that is not given."""
+    usual_limit = csv.field_size_limit(sys.maxsize)  # a cell may hold an image as a data: URL
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         header = reader.fieldnames or []
         if "prompt" not in header:
             raise GptImgRequestError(f"line 1 of {uri} is no header with 'prompt' in it: {header!r:.120}")
         for row in reader:
-            if None in row:
+            if any(cell.strip() for cell in row.pop(None, ())):
                 raise GptImgRequestError(
                     f"line {reader.line_num} of {uri} has more cells than the header: put text with commas into quotes"
                 )
-            cells = {name: cell for name, cell in row.items() if cell and cell.strip()}
-            yield reader.line_num, _read_cells(cells, reader.line_num, uri)
+            if cells := {name: cell for name, cell in row.items() if cell and cell.strip()}:
+                yield reader.line_num, _read_cells(cells, reader.line_num, uri)
     except csv.Error as error:
         raise GptImgRequestError(f"line {reader.line_num} of {uri} is no CSV: {error}") from None
+    finally:
+        csv.field_size_limit(usual_limit)
 
 
 def _read_cells(cells: dict[str, Any], number: int, uri: str) -> dict[str, Any]:

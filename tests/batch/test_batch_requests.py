@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from typing import Any
 
@@ -60,6 +61,20 @@ JSON_LINES = """
 )
 def test_reads_objects(key: str, text: str) -> None:
     assert read(f"s3://bucket/{key}", text) == [CHAIR, LAMP]
+
+
+@pytest.mark.parametrize("blank", [",", " ,\t", ",,,"])
+def test_rows_of_empty_cells_are_no_requests(blank: str) -> None:
+    """As spreadsheets leave them behind."""
+    assert read("s3://b/k.csv", f"prompt,n\n{blank}\nA lamp,1\n{blank}\n") == [LAMP]
+
+
+def test_a_cell_may_hold_an_image() -> None:
+    usual_limit = csv.field_size_limit()
+    image = f"data:image/png;base64,{'A' * 1_000_000}"
+    (request,) = read("s3://b/k.csv", f'prompt,reference_images\nA lamp,"{image} {image}"')
+    assert request.reference_images == (image, image)
+    assert csv.field_size_limit() == usual_limit
 
 
 def test_a_line_may_hold_any_line_break_that_json_allows() -> None:
