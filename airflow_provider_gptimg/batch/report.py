@@ -33,7 +33,7 @@ class Report:
 
     :param unknown: Submitted, and nobody knows the outcome; also those that are not asked for any more.
     :param stopped: The error that ended submission early.
-    :param on_unknown: `fail` or `resubmit`.
+    :param on_unknown: `resubmit` if another attempt submits any of `unknown` again, else `fail`.
     :param try_number: Of this attempt.
     """
 

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_provider_gptimg.api.requests import ImageRequest, split_s3_uri
+from airflow_provider_gptimg.api.requests import ImageRequest, check_on_unknown_submission, split_s3_uri
 from airflow_provider_gptimg.exceptions import GptImgRequestError
 
 __all__ = ["BatchRequest", "read_requests"]
 
-_ARGUMENTS = ("prompt", "aspect_ratio", "n", "reference_images", "extra_body")
+_ARGUMENTS = ("prompt", "aspect_ratio", "n", "reference_images", "extra_body", "on_unknown_submission")
 _SHOWN = 5
 
 
@@ -25,10 +25,12 @@ class BatchRequest:
     """One request of a batch.
 
     :param name: How a person finds it, e.g. `requests[3]` or `line 4 of s3://…`.
+    :param on_unknown: Its own `on_unknown_submission`; None: the batch's.
     """
 
     name: str
     request: ImageRequest
+    on_unknown: str | None = None
 
 
 def read_requests(
@@ -83,9 +85,10 @@ def _check(name: str, entry: Any, references_field: str) -> BatchRequest:
     arguments = dict(entry) if isinstance(entry, Mapping) else {"prompt": entry}
     if unknown := sorted(str(argument) for argument in arguments if argument not in _ARGUMENTS):
         raise GptImgRequestError(f"{unknown[0]!r} is no argument of a request: {', '.join(_ARGUMENTS)} are")
+    on_unknown = check_on_unknown_submission(arguments.pop("on_unknown_submission", None))
     request = ImageRequest.check(arguments.pop("prompt", None), **arguments)
     request.body(references_field)  # refuses an extra_body that sets what has an argument of its own
-    return BatchRequest(name, request)
+    return BatchRequest(name, request, on_unknown)
 
 
 def _read_json_lines(text: str, uri: str) -> Iterator[tuple[int, Any]]:

@@ -51,7 +51,7 @@ class Limits:
     """What an operator's arguments say of a batch.
 
     :param max_in_flight: Image tasks under way at a time.
-    :param on_unknown: `fail` or `resubmit`.
+    :param on_unknown: `fail` or `resubmit`, for requests that do not say so themselves.
     :param timeout: Seconds from an image task's submission to its completion.
     :param aws_conn_id: AWS connection that presigns `s3://` references.
     """
@@ -103,7 +103,7 @@ class Batch:
 
     def standing(self, entry: Entry) -> Standing:
         """Return how a request stands in this attempt."""
-        return self._ledger.standing(entry, self._limits.on_unknown)
+        return self._ledger.standing(entry, self._on_unknown(entry))
 
     def introduce(self) -> None:
         """Log, once an attempt, what there is to do and what earlier attempts have left."""
@@ -200,15 +200,19 @@ class Batch:
         for entry in self.entries:
             ended[Standing.PENDING if entry in pending else self.standing(entry)].append(entry)
         strays = [stray for stray in self._ledger.strays if self.standing(stray) is Standing.UNKNOWN]
+        unknown = ended[Standing.UNKNOWN] + strays
         return Report(
             mirrored=ended[Standing.MIRRORED],
             failed=ended[Standing.FAILED],
-            unknown=ended[Standing.UNKNOWN] + strays,
+            unknown=unknown,
             not_submitted=ended[Standing.PENDING],
             stopped=self.pace.stopped_by,
-            on_unknown=self._limits.on_unknown,
+            on_unknown="resubmit" if "resubmit" in map(self._on_unknown, unknown) else "fail",
             try_number=self._ledger.try_number,
         )
+
+    def _on_unknown(self, entry: Entry) -> str:
+        return (entry.asked and entry.asked.on_unknown) or self._limits.on_unknown
 
     @property
     def _may_submit(self) -> bool:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_gptimg.batch.ledger import Ledger
     from airflow_provider_gptimg.batch.pace import Pace
+    from airflow_provider_gptimg.batch.report import Report
     from airflow_provider_gptimg.batch.requests import BatchRequest
     from airflow_provider_gptimg.batch.run import Batch, Limits
     from airflow_provider_gptimg.destination import Destination, KeyPattern
@@ -43,7 +44,8 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         (templated).
     :param on_partial_failure: `fail`, after everything else is done, or `succeed` if at least one request is mirrored.
     :param on_unknown_submission: What to do if a submit was sent and its outcome is unknown: `fail`, for a person
-        to decide, or `resubmit` at the next attempt, which may pay twice. None: the connection's, else `fail`.
+        to decide, or `resubmit` at the next attempt, which may pay twice. None: the connection's, else `fail`. A
+        request may say its own.
     """
 
     template_fields: Sequence[str] = (
@@ -133,8 +135,9 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
                 if is_first_leg:
                     batch.introduce()
                 self._see_through(batch)
-        with airflow_verdict(limits.on_unknown):
-            return self._conclude(context, batch, ledger, destination.pattern, manifest, s3)
+            report = batch.report()
+        with airflow_verdict(report.on_unknown):
+            return self._conclude(context, report, ledger, destination.pattern, manifest, s3)
 
     def _check_arguments(self) -> Destination:
         from airflow_provider_gptimg.exceptions import GptImgRequestError
@@ -188,7 +191,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
     def _conclude(
         self,
         context: Context,
-        batch: Batch,
+        report: Report,
         ledger: Ledger,
         pattern: KeyPattern,
         manifest: Manifest | None,
@@ -199,7 +202,6 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         from airflow_provider_gptimg.lineage import describe_outlets, report_to_collector
         from airflow_provider_gptimg.submission import once_succeeded
 
-        report = batch.report()
         objects, tasks = mirrored_objects(report.mirrored)
         if ti := context.get("ti"):
             ti.xcom_push(key="credits", value=report.charged)

@@ -293,6 +293,26 @@ def test_resubmit_waits_for_the_next_attempt(emulator: Any, instance: Instance, 
     assert submits(emulator) == 11
 
 
+def test_a_request_says_itself_whether_it_may_be_submitted_again(
+    emulator: Any, instance: Instance, s3: Any, deferrable: bool
+) -> None:
+    """Its word stands above the operator's, so that of two that were lost one is left to a person."""
+    again, never = ({"prompt": policy, "on_unknown_submission": policy} for policy in ("resubmit", "fail"))
+    operator = batch([again, never, *prompts(3)], on_unknown_submission="resubmit", deferrable=deferrable)
+    emulator.fault("submit", "lost_after", times=2)
+    first = batch([again, never], deferrable=deferrable)
+
+    with fails(GptImgSubmissionUnknownError, at_once=False):
+        instance.run(first)
+    assert submits(emulator) == 2
+
+    with fails(GptImgSubmissionUnknownError, at_once=True) as caught:
+        instance.retry().run(operator)
+    assert "Of 5 requests 4 are mirrored, 0 failed, 1 have an unknown outcome" in str(caught.value)
+    prompts_sent = [task.prompt for task in emulator.tasks]
+    assert (prompts_sent.count("resubmit"), prompts_sent.count("fail")) == (2, 1)
+
+
 def test_an_unknown_outcome_of_a_request_that_is_not_asked_for_any_more_is_reported(
     emulator: Any, instance: Instance, s3: Any
 ) -> None:

@@ -63,6 +63,20 @@ def test_reads_objects(key: str, text: str) -> None:
     assert read(f"s3://bucket/{key}", text) == [CHAIR, LAMP]
 
 
+@pytest.mark.parametrize(
+    ("requests", "text"),
+    [
+        ([{"prompt": "x", "on_unknown_submission": "resubmit"}, {"prompt": "y", "on_unknown_submission": None}], ""),
+        ("s3://b/k.csv", "on_unknown_submission,prompt\nresubmit,x\n,y"),
+        ("s3://b/k.jsonl", '{"prompt": "x", "on_unknown_submission": "resubmit"}\n"y"'),
+    ],
+    ids=["list", "CSV", "JSON Lines"],
+)
+def test_a_request_may_say_what_an_unknown_outcome_means(requests: Any, text: str) -> None:
+    asked = read_requests(requests, lambda bucket, key: text)
+    assert [each.on_unknown for each in asked] == ["resubmit", None]
+
+
 @pytest.mark.parametrize("blank", [",", " ,\t", ",,,"])
 def test_rows_of_empty_cells_are_no_requests(blank: str) -> None:
     """As spreadsheets leave them behind."""
@@ -89,7 +103,7 @@ def test_a_line_may_hold_any_line_break_that_json_allows() -> None:
         (["x", {"prompt": "y", "n": 9}], "", "requests[1]: n=9"),
         (["x", {"prompt": "y", "size": 9}], "", "requests[1]: 'size' is no argument of a request"),
         ([{"prompt": "y", "extra_body": {"n": 4}}], "", "requests[0]: extra_body sets 'n'"),
-        ([{"prompt": "y", "on_unknown_submission": "fail"}], "", "'on_unknown_submission' is no argument"),
+        (["x", {"prompt": "y", "on_unknown_submission": "guess"}], "", "requests[1]: on_unknown_submission='guess'"),
         ([5], "", "requests[0]: prompt"),
         ([""] * 9, "", "8 more are wrong: requests[1], requests[2], requests[3], requests[4], requests[5], …"),
         ("a prompt", "", "requests='a prompt' is neither a list nor"),
@@ -102,6 +116,7 @@ def test_a_line_may_hold_any_line_break_that_json_allows() -> None:
         ("s3://b/k.csv", "", "line 1 of s3://b/k.csv is no header"),
         ("s3://b/k.csv", "prompt,n\nx,many", "line 2 of s3://b/k.csv: n='many'"),
         ("s3://b/k.csv", "prompt,n\nx,1,2", "line 2 of s3://b/k.csv has more cells"),
+        ("s3://b/k.csv", "prompt,on_unknown_submission\nx,No", "line 2 of s3://b/k.csv: on_unknown_submission='No'"),
         ("s3://b/k.csv", "prompt,n\n,3", "line 2 of s3://b/k.csv: prompt"),
         ("s3://b/k.csv", "prompt,extra_body\nx,{", "line 2 of s3://b/k.csv: extra_body is no JSON"),
         ("s3://b/k.csv", 'prompt\n"x', "is no CSV"),
