@@ -105,6 +105,8 @@ class PixelsFinder:
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # The image's data or its end: a frame header does not come any more.
 _JPEG_NO_HEADER = frozenset({0xD9, 0xDA})
+_JPEG_DATA = 0xDA
+_JPEG_END = b"\xff\xd9"
 
 
 def _png_pixels(head: bytes) -> Pixels | None:
@@ -130,8 +132,8 @@ def _webp_pixels(head: bytes) -> Pixels | None:
 class EndFinder:
     """Follows an image's structure as its bytes pass by, to tell a whole file from a cut one.
 
-    PNG is a list of chunks of which `IEND` is the last, WebP says its length at its start, JPEG ends with a marker.
-    Feed it all bytes in order.
+    PNG is a list of chunks of which `IEND` is the last, WebP says its length at its start, JPEG has an end marker
+    after its data. Feed it all bytes in order.
     """
 
     def __init__(self, image_format: ImageFormat) -> None:
@@ -139,14 +141,20 @@ class EndFinder:
         self._seen = 0
         self._need = 8  # where the next PNG chunk's header starts
         self._header = b""
-        self._followed = image_format is PNG
+        self._kept = b""  # of a JPEG, the bytes that are not understood yet
+        self._skip = 2  # where its next segment starts, counted from the next byte
+        self._in_data = False
+        self._followed = image_format is not WEBP
         self._ended = False
         self._tail = b""
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes."""
-        if self._format is PNG and self._followed and not self._ended:
-            self._follow_png(data)
+        if self._followed and not self._ended:
+            if self._format is PNG:
+                self._follow_png(data)
+            else:
+                self._follow_jpeg(data)
         if self._format is WEBP and self._seen < 8:
             self._header = (self._header + data)[:8]
         self._seen += len(data)
@@ -174,6 +182,31 @@ class EndFinder:
             self._ended = name == b"IEND"
             self._need = self._seen + position + length + 4
 
+    def _follow_jpeg(self, data: bytes) -> None:
+        """Go from segment to segment up to the image's data, then look for the end marker, which data cannot hold.
+
+        A segment can: the thumbnail of a camera is a JPEG itself.
+        """
+        if self._skip >= len(data):
+            self._skip -= len(data)
+            return
+        data, position = self._kept + data[self._skip :], 0
+        while not self._in_data and position + 4 <= len(data):
+            marker = data[position + 1]
+            if data[position] != 0xFF:
+                self._followed = False  # a JPEG by its first bytes alone: nothing to hold it against
+                return
+            if marker == 0xFF:  # padding
+                position += 1
+            else:
+                position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+                self._in_data = marker == _JPEG_DATA
+        self._skip = max(position - len(data), 0)
+        if self._in_data:
+            self._ended = data.find(_JPEG_END, position) >= 0
+            position = max(position, len(data) - 1)
+        self._kept = data[position:]
+
     @property
     def is_cut(self) -> bool:
         """Whether the bytes fed so far are certainly less than the image said it would have."""
@@ -181,11 +214,11 @@ class EndFinder:
             return self._followed and not (self._ended and self._seen >= self._need)
         if self._format is WEBP:
             return self._seen < int.from_bytes(self._header[4:8], "little") + 8
-        return False
+        return self._followed and not self._ended
 
     @property
     def ends_well(self) -> bool:
         """Whether the last bytes are those of a whole image; for a transfer whose length nobody said."""
         if self._format is JPEG:
-            return self._tail.rstrip(b"\0").endswith(b"\xff\xd9")
+            return not self.is_cut and self._tail.rstrip(b"\0").endswith(_JPEG_END)
         return not self.is_cut and (self._format is WEBP or self._ended)

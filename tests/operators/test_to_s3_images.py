@@ -199,7 +199,11 @@ class TestContent:
             instance.attempt(transfer(task_id))
         assert in_bucket(s3) == {}
 
-    @pytest.mark.parametrize("content", [png_of(500)[:-1], png_of(500)[:200], WEBP[:-1]], ids=["png", "png", "webp"])
+    @pytest.mark.parametrize(
+        "content",
+        [png_of(500)[:-1], png_of(500)[:200], WEBP[:-1], JPEG[:-1], JPEG[:200]],
+        ids=["png", "png", "webp", "jpeg", "jpeg"],
+    )
     def test_that_is_cut_is_refused_though_its_length_is_as_told(self, emulator, instance, s3, hasty, content):
         task_id = emulator.add_task(image_bytes=[content])
         with may_be_retried(GptImgMediaError) as caught:
