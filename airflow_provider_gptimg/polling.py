@@ -7,6 +7,7 @@ import heapq
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from airflow_provider_gptimg.api.tasks import FAILED, ImageTask
 from airflow_provider_gptimg.exceptions import (
@@ -14,12 +15,13 @@ from airflow_provider_gptimg.exceptions import (
     GptImgError,
     GptImgProtocolError,
     GptImgRateLimitError,
+    GptImgRequestError,
     GptImgServerError,
     GptImgTaskFailedError,
     GptImgTimeoutError,
 )
 
-__all__ = ["DEFAULT_TIMEOUT", "Progress", "Schedule", "Wait"]
+__all__ = ["DEFAULT_TIMEOUT", "Progress", "Schedule", "Wait", "check_timeout"]
 
 DEFAULT_TIMEOUT = 600.0
 DEFAULT_POLL_INTERVAL = 5.0
@@ -32,6 +34,16 @@ _LONGEST_PAUSE = 60.0
 Uniform = Callable[[float, float], float]
 
 
+def check_timeout(timeout: Any) -> float:
+    """Return `timeout` if it is a number of seconds.
+
+    :raises GptImgRequestError: It is something else, such as a `timedelta`.
+    """
+    if not isinstance(timeout, (int, float)) or isinstance(timeout, bool) or not 0 <= timeout < float("inf"):
+        raise GptImgRequestError(f"timeout={timeout!r:.120} is not a number of seconds of at least 0")
+    return timeout
+
+
 @dataclass(frozen=True)
 class Schedule:
     """First poll after most of the time a generation takes, then one each interval.
@@ -41,7 +53,8 @@ class Schedule:
 
     :param poll_interval: Seconds from the end of a poll to the next one.
     :param first_poll_after: Seconds from submission to the first poll. Up to 5 % are added at random, so that
-        mapped tasks do not poll in step.
+        mapped tasks do not poll in step. A task that is asked for earlier, as each one is once at first, is left
+        alone for `poll_interval` or as long as this, whichever is less.
     """
 
     poll_interval: float = DEFAULT_POLL_INTERVAL
@@ -55,7 +68,7 @@ class Schedule:
         if age >= self.first_poll_after:
             return self.poll_interval
         spread = uniform(0.0, 0.05 * self.first_poll_after)
-        return max(self.first_poll_after + spread - age, self.poll_interval)
+        return max(self.first_poll_after + spread - age, min(self.poll_interval, self.first_poll_after))
 
     def next_try_in(self, failures: int, retry_after: float | None = None, uniform: Uniform = random.uniform) -> float:
         """Return the seconds to wait after so many polls in a row that failed; at least what the API asks for."""
@@ -218,6 +231,7 @@ class Wait:
             )
         if isinstance(outcome, ImageTask) and outcome.status == FAILED:
             return GptImgTaskFailedError(
-                f"Image task {task_id} failed: {outcome.error}. Its credits were refunded", code=outcome.error_code
+                f"Image task {task_id} failed: {(outcome.error or '').rstrip('.')}. Its credits were refunded",
+                code=outcome.error_code,
             )
         return outcome

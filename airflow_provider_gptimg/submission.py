@@ -8,7 +8,8 @@ with the record it finds is a table, :func:`decide`; :class:`Submission` is the 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
@@ -188,17 +189,24 @@ class Submission:
         if self._store is not None:
             once_succeeded(self._context, note)
 
+    @contextmanager
+    def known_task(self) -> Iterator[None]:
+        """Have the error that the recorded image task is not known any more say also how to drop the record."""
+        try:
+            yield
+        except GptImgTaskNotFoundError as error:
+            if self._store is not None:
+                error.message = (
+                    f"{error.message.rstrip('.')}. It was submitted by this task, with another user's key perhaps. To "
+                    f"submit anew, delete the record {self._key!r} of the task instance (in Airflow's UI under "
+                    "Storage, or by its REST API: …/taskInstances/TASK_ID/state-store) and clear the task"
+                )
+            raise
+
     def _take_up(self, hook: GptImgHook, record: SubmissionRecord) -> ImageTask:
         assert record.task_id is not None  # noqa: S101 - as decided
-        try:
+        with self.known_task():
             return hook.get_task(record.task_id)
-        except GptImgTaskNotFoundError as error:
-            error.message = (
-                f"{error.message}. It was submitted by an earlier attempt, with another user's key perhaps. To submit "
-                f"anew, delete the record {self._key!r} of the task instance (in Airflow's UI under Storage, or by its "
-                "REST API: …/taskInstances/TASK_ID/state-store) and clear the task"
-            )
-            raise
 
     def _submit(
         self,

@@ -14,7 +14,7 @@ from airflow_provider_gptimg.exceptions import (
     GptImgRequestError,
     from_dict,
 )
-from airflow_provider_gptimg.polling import Progress, Wait
+from airflow_provider_gptimg.polling import Progress, Wait, check_timeout
 
 if TYPE_CHECKING:
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook
@@ -59,16 +59,6 @@ def _finished(task_id: str, entry: Mapping[str, Any]) -> ImageTask | None:
     return ImageTask(
         task_id=task_id, status=COMPLETED, images=tuple(images), **{name: entry.get(name) for name in texts}
     )
-
-
-def check_timeout(timeout: Any) -> float:
-    """Return `timeout` if it is a number of seconds.
-
-    :raises GptImgRequestError: It is something else, such as a `timedelta`.
-    """
-    if not isinstance(timeout, (int, float)) or isinstance(timeout, bool) or not 0 <= timeout < float("inf"):
-        raise GptImgRequestError(f"timeout={timeout!r:.120} is not a number of seconds of at least 0")
-    return timeout
 
 
 class TaskWaiter:

@@ -64,7 +64,9 @@ def decode(call: Call, answer: Answer) -> ImageTask:
             return _read_task(call, answer)
         except GptImgProtocolError as error:
             if call.is_submit:
-                raise _unknown(f"it was answered with HTTP {answer.status}, but {error.message}", answer) from error
+                raise _unknown(
+                    f"it was answered with HTTP {answer.status}, but {error.message}", answer, error.code
+                ) from error
             raise
     raise _read_error(call, answer)
 
@@ -86,10 +88,12 @@ def judge_probe(outcome: Answer | NoAnswer) -> tuple[bool, str]:
             False,
             "The API limits the rate of requests just now and did not look at the key: try again later",
         )
-    envelope = _error_envelope(outcome)
+    envelope = _error_envelope(outcome) if outcome.status >= 400 else None
     if envelope is None:
+        rejected = outcome.status in (401, 403)
         return False, (
-            f"This is not the gpt-image-2 API: HTTP {outcome.status} without its JSON envelope. Check the host"
+            f"This is not the gpt-image-2 API{', or a gateway before it rejected the key' if rejected else ''}: "
+            f"HTTP {outcome.status} without its JSON envelope. Check the host{' and the key' if rejected else ''}"
         )
     if outcome.status in (401, 403):
         return False, f"The API rejected the key: {envelope.message} (HTTP {outcome.status})"
@@ -105,9 +109,10 @@ class _Envelope:
     request_id: str | None
 
 
-def _unknown(what: str, answer: Answer | None = None) -> GptImgSubmissionUnknownError:
+def _unknown(what: str, answer: Answer | None = None, code: str | None = None) -> GptImgSubmissionUnknownError:
     return GptImgSubmissionUnknownError(
         f"The submit was sent, but {what}",
+        code=code,
         http_status=answer.status if answer else None,
         request_id=_request_id(answer) if answer else None,
     )
@@ -163,7 +168,7 @@ def _error_envelope(answer: Answer) -> _Envelope | None:
     A bare `{"message": …}` or a numeric code is how gateways speak, so it does not count.
     """
     payload = answer.payload
-    if not isinstance(payload, dict) or answer.status < 400:
+    if not isinstance(payload, dict) or answer.status < 200 or 300 <= answer.status < 400:
         return None
     error = payload.get("error")
     fields = error if isinstance(error, dict) else payload
@@ -230,8 +235,12 @@ def _read_task(call: Call, answer: Answer) -> ImageTask:
     payload = answer.payload
     data = payload.get("data") if isinstance(payload, dict) else None
     if not isinstance(data, dict) or payload.get("success") is False:
+        envelope = _error_envelope(answer)
         raise GptImgProtocolError(
-            "the body is not the API's JSON envelope with an image task",
+            f"it is an error: {envelope.message}"
+            if envelope
+            else "the body is not the API's JSON envelope with an image task",
+            code=envelope.code if envelope else None,
             http_status=answer.status,
             request_id=_request_id(answer),
         )

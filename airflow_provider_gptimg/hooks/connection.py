@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import httpx
+
 from airflow_provider_gptimg.api.requests import check_on_unknown_submission
 from airflow_provider_gptimg.exceptions import GptImgAuthError, GptImgMediaError, GptImgRequestError
 from airflow_provider_gptimg.polling import Schedule
@@ -23,7 +25,8 @@ DEFAULT_BASE_URL = "https://gptimg.co"
 DEFAULT_MEDIA_HOSTS = ("gptimg.co", "*.gptimg.co")
 DEFAULT_CALL_TIMEOUT = 30.0
 
-_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
+_HOST_NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -52,11 +55,15 @@ class Origin:
             raise ValueError("it is neither https:// nor http://")
         if "@" in parts.netloc:
             raise ValueError("it has user-info ('…@')")
-        host = (parts.hostname or "").rstrip(".")
+        host = (parts.hostname or "").removesuffix(".")
         if ":" in host:
             host = str(ipaddress.IPv6Address(host))
         elif not _HOST_NAME.fullmatch(host):
             raise ValueError("it has no plain host name")
+        try:
+            httpx.URL(url).host  # noqa: B018 - refused here rather than in the middle of a request
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise ValueError(f"it is no URL: {error}") from None
         return cls(parts.scheme, host, _DEFAULT_PORTS[parts.scheme] if parts.port is None else parts.port)
 
     @property

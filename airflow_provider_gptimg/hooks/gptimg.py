@@ -27,7 +27,7 @@ from airflow_provider_gptimg.exceptions import (
 )
 from airflow_provider_gptimg.hooks.connection import ConnectionSettings
 from airflow_provider_gptimg.hooks.http import exchange, sync_client
-from airflow_provider_gptimg.polling import DEFAULT_TIMEOUT, Progress, Wait
+from airflow_provider_gptimg.polling import DEFAULT_TIMEOUT, Progress, Wait, check_timeout
 from airflow_provider_gptimg.telemetry import count_poll, span
 
 __all__ = ["GptImgHook"]
@@ -236,10 +236,12 @@ class GptImgHook(BaseHook):
         :param first_poll_after: Seconds from submission to the first poll after the one made at once; None: the
             connection's, else 39.5.
         :param timeout: Seconds from submission to completion.
+        :raises GptImgRequestError: An argument is no number of seconds.
         :raises GptImgTaskFailedError: The generation failed.
         :raises GptImgTimeoutError: It did not finish within `timeout`.
         :raises GptImgError: As :meth:`get_task`.
         """
+        check_timeout(timeout)
         schedule = self.settings.schedule(poll_interval, first_poll_after)
         wait = Wait(schedule, progress=Progress(self.log.info))
         self.start_wait(wait, [task_id], timeout)

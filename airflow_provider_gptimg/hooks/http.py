@@ -31,7 +31,7 @@ __all__ = ["USER_AGENT", "async_exchange", "exchange", "proxy_for", "sync_client
 
 USER_AGENT = f"airflow-provider-gptimg/{__version__}"
 
-_SHORTEST_SECRET = 8
+_SHORTEST_SECRET = 5
 _WANTED_HEADERS = ("date", "retry-after", "x-request-id")
 _MAX_BODY = 4 * 1024 * 1024
 _TOO_LARGE = NoAnswer("the answer is larger than any answer of the API", sent=True)
@@ -59,11 +59,30 @@ def tls_context(verify: bool | str) -> ssl.SSLContext:
 
 
 def proxy_for(origin: Origin) -> str | None:
-    """Return the proxy that the environment names for `origin`. Loopback hosts need none."""
+    """Return the proxy that the environment names for `origin`. Loopback hosts need none.
+
+    :raises GptImgRequestError: It is no HTTP proxy.
+    """
     if origin.is_loopback or proxy_bypass(origin.host):
         return None
     proxies = getproxies()
-    return proxies.get(origin.scheme) or proxies.get("all")
+    proxy = proxies.get(origin.scheme) or proxies.get("all")
+    if not proxy:
+        return None
+    if "://" not in proxy:  # as curl and pip read it
+        proxy = f"http://{proxy}"
+    try:
+        url = httpx.Proxy(proxy).url
+        known = url.scheme in ("http", "https") and bool(url.host)
+    except (ValueError, httpx.InvalidURL):
+        known = False
+    if not known:
+        # Without its value, which may hold a password.
+        raise GptImgRequestError(
+            f"The environment's proxy for {origin} ({origin.scheme.upper()}_PROXY or ALL_PROXY) is no http:// or "
+            f"https:// URL: correct it, or name {origin.host} in NO_PROXY"
+        )
+    return proxy
 
 
 def _no_cookies() -> CookieJar:
@@ -127,6 +146,7 @@ def exchange(
     :param secrets: Texts besides the key that no answer may bring back, e.g. presigned URLs.
     """
     url, headers = settings.base_url + call.path, _headers(settings, call)
+    response: httpx.Response | None = None
     body = bytearray()
     with _TimeLimit(settings.call_timeout) as limit:
         try:
@@ -137,9 +157,9 @@ def exchange(
                 for chunk in response.iter_bytes():
                     body += chunk
                     if len(body) > _MAX_BODY:
-                        return _TOO_LARGE
+                        return _without_body(response, _TOO_LARGE, settings)
         except (httpx.RequestError, OSError) as error:
-            return _no_answer(error, settings, limit.is_over)
+            return _without_body(response, _no_answer(error, settings, limit.is_over), settings)
     return _answer(response, bytes(body), settings, secrets)
 
 
@@ -152,6 +172,7 @@ async def async_exchange(
     before it, are what must not happen here, and would cost as much again as all the rest.
     """
     request = _read_request(settings.base_url, call.path, settings.api_key)
+    response: httpx.Response | None = None
     body = bytearray()
     try:
         async with asyncio.timeout(settings.call_timeout):
@@ -164,11 +185,11 @@ async def async_exchange(
                 async for chunk in response.aiter_bytes() if encoded else response.stream:
                     body += chunk
                     if len(body) > _MAX_BODY:
-                        return _TOO_LARGE
+                        return _without_body(response, _TOO_LARGE, settings)
             finally:
                 await response.aclose()
     except (httpx.RequestError, OSError) as error:
-        return _no_answer(error, settings, isinstance(error, TimeoutError))
+        return _without_body(response, _no_answer(error, settings, isinstance(error, TimeoutError)), settings)
     return _answer(response, bytes(body), settings, ())
 
 
@@ -202,7 +223,7 @@ def _read_headers(base_url: str, api_key: str) -> httpx.Headers:
 
 
 def _answer(response: httpx.Response, body: bytes, settings: ConnectionSettings, secrets: tuple[str, ...]) -> Answer:
-    # A shorter text would be found in innocent words; no real key is that short.
+    # A shorter text would be found in innocent words; Airflow's own masker leaves it alone, too.
     secrets = tuple(secret for secret in (settings.api_key, *secrets) if len(secret) >= _SHORTEST_SECRET)
     return Answer(
         status=response.status_code,
@@ -210,6 +231,15 @@ def _answer(response: httpx.Response, body: bytes, settings: ConnectionSettings,
         payload=read_payload(body, secrets),
         received_at=time.time(),
     )
+
+
+def _without_body(
+    response: httpx.Response | None, no_answer: NoAnswer, settings: ConnectionSettings
+) -> Answer | NoAnswer:
+    """Return what an answer is whose body did not come: none, but for 429, whose head says all that counts."""
+    if response is not None and response.status_code == httpx.codes.TOO_MANY_REQUESTS:
+        return _answer(response, b"", settings, ())
+    return no_answer
 
 
 def _clean_headers(headers: httpx.Headers, secrets: tuple[str, ...]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseOperator, conf
 
 from airflow_provider_gptimg.links.gptimg import FirstImageLink, ImagesLink
-from airflow_provider_gptimg.polling import DEFAULT_TIMEOUT
+from airflow_provider_gptimg.polling import DEFAULT_TIMEOUT, check_timeout
 from airflow_provider_gptimg.verdicts import airflow_verdict, retry_policy_argument
 
 if TYPE_CHECKING:
@@ -202,8 +202,6 @@ class GptImgGenerateOperator(GptImgSubmitOperator):
         return self._wait(context, task_id, submitted_at, time.time() if timed_out else deadline)
 
     def _check_wait(self, hook: GptImgHook) -> None:
-        from airflow_provider_gptimg.waiting import check_timeout
-
         hook.settings.schedule(self.poll_interval, self.first_poll_after)
         check_timeout(self.timeout)
 
@@ -217,7 +215,8 @@ class GptImgGenerateOperator(GptImgSubmitOperator):
         from airflow_provider_gptimg.submission import Submission
         from airflow_provider_gptimg.waiting import TaskWaiter
 
-        with airflow_verdict():
+        submission = Submission(context, self.log)
+        with airflow_verdict(), submission.known_task():
             waiter = TaskWaiter(
                 self._hook(),
                 task_id,
@@ -240,5 +239,5 @@ class GptImgGenerateOperator(GptImgSubmitOperator):
                     )
                 waiter.hold()
             task = waiter.results()[0]
-        Submission(context, self.log).deliver()
+        submission.deliver()
         return task.as_dict()

@@ -83,6 +83,7 @@ class GptImgTaskSensor(BaseSensorOperator):
         self.first_poll_after = first_poll_after
         self.end_from_trigger = end_from_trigger
         self.wants_start_from_trigger = start_from_trigger
+        self._next_poll_at: float | None = None
         self.start_from_trigger = False
         if start_from_trigger and deferrable and _AIRFLOW_3_3:
             self._start_in_triggerer()
@@ -140,11 +141,18 @@ class GptImgTaskSensor(BaseSensorOperator):
 
     def poke(self, context: Context) -> PokeReturnValue | bool:
         """Ask once; called in `mode="reschedule"` only."""
-        first = getattr(context["ti"], "get_first_reschedule_date", lambda _: None)(context)
+        first = getattr(context.get("ti"), "get_first_reschedule_date", lambda _: None)(context)
         waiter = self._waiter()
         if not waiter.ask(since=first.timestamp() if first else None) and not waiter.expired:
+            self._next_poll_at = waiter.wait.next_at
             return False
         return PokeReturnValue(is_done=True, xcom_value=self._result(waiter))
+
+    def _get_next_poke_interval(self, *how_often: Any) -> float:
+        """Return the seconds to the next poke: as the schedule says, unless an exponential backoff is wanted."""
+        if self.exponential_backoff or self._next_poll_at is None:
+            return super()._get_next_poke_interval(*how_often)
+        return max(0.0, self._next_poll_at - time.time())
 
     def on_kill(self) -> None:
         """Say what a person who ends the task should know."""

@@ -13,6 +13,7 @@ from airflow_provider_gptimg.exceptions import (
     GptImgAuthError,
     GptImgProtocolError,
     GptImgRequestError,
+    GptImgTaskNotFoundError,
     GptImgTimeoutError,
 )
 from airflow_provider_gptimg.operators.gptimg import GptImgGenerateOperator
@@ -88,6 +89,13 @@ def test_never_submits_once_it_has_deferred(emulator, instance, clock):
     task_id = instance.attempt(generate(deferrable=True), while_deferred=clock.go)["task_id"]
     assert [call.method for call in emulator.calls].count("POST") == 1
     assert instance.deferrals[0].trigger.gptimg_task_id == task_id
+
+
+def test_a_task_that_becomes_unknown_meanwhile_says_how_to_drop_the_record(emulator, instance, deferrable):
+    emulator.fault("poll", 404, times=None)
+    with fails_at_once(GptImgTaskNotFoundError) as caught:
+        instance.attempt(generate(deferrable=deferrable))
+    assert RECORD_KEY in str(caught.value)
 
 
 class TestDeadline:

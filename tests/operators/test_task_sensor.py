@@ -278,6 +278,27 @@ class TestReschedule:
             instance.first_reschedule = datetime.now(UTC)
         assert instance.attempt(operator)["status"] == "completed"
 
+    @pytest.mark.parametrize("where", ["connection", "task"])
+    @pytest.mark.parametrize(
+        ("told", "age", "seconds"),
+        [({}, 0, 39.5), ({}, 40, 5), ({"poll_interval": 60}, 40, 60), ({"first_poll_after": 20}, 0, 20)],
+        ids=str,
+    )
+    def test_comes_back_when_a_held_wait_would(self, emulator, instance, connect, where, told, age, seconds):
+        connect(emulator, **(told if where == "connection" else {}))
+        task_id = emulator.add_task(status="processing", created_at=time.time() - age)
+        with pytest.raises(AirflowRescheduleException) as caught:
+            instance.attempt(sensor(task_id, mode="reschedule", **(told if where == "task" else {})))
+        pause = (caught.value.reschedule_date - datetime.now(UTC)).total_seconds()
+        assert seconds - 3 < pause < 1.1 * seconds
+
+    def test_backs_off_as_airflow_does_if_told_so(self, emulator, instance):
+        operator = sensor(emulator.add_task(status="processing"), mode="reschedule", exponential_backoff=True)
+        now = datetime.now(UTC)
+        with pytest.raises(AirflowRescheduleException) as caught:
+            instance.attempt(operator)
+        assert caught.value.reschedule_date < now + timedelta(seconds=30)
+
     def test_of_a_list_returns_a_list(self, emulator, instance):
         tasks = [emulator.add_task(), emulator.add_task()]
         result = instance.attempt(sensor(tasks, mode="reschedule"))

@@ -462,6 +462,7 @@ class TestConversation:
         ("empty", answer(200), GptImgProtocolError),
         ("redirect", answer(302), GptImgProtocolError),
         ("not-a-task", answer(200, {"success": True, "data": {}}), GptImgProtocolError),
+        ("error-in-200", answer(200, {"success": False, "error": {"code": "X"}}), GptImgProtocolError),
     )
     AT_ONCE = (
         ("400", envelope(400), GptImgRequestError),
@@ -577,6 +578,7 @@ def test_backoff_never_comes_back_before_the_api_allows(retry_after):
         (answer(404), False, "not the gpt-image-2 API"),
         (answer(200), False, "not the gpt-image-2 API"),
         (answer(401, {"message": "Unauthorized"}), False, "not the gpt-image-2 API"),
+        (answer(401), False, "or a gateway before it rejected the key"),
         (answer(302), False, "not the gpt-image-2 API"),
         (envelope(500), False, "did not look at the key"),
         (envelope(402), False, "did not look at the key"),

@@ -394,6 +394,35 @@ class TestSlowAnswers:
             assert len(server.requests) == MOST
 
 
+def submit(hook: GptImgHook, prompt: str) -> Any:
+    return hook.submit(prompt)
+
+
+def limits_the_rate_with(tail: bytes):
+    def answer(connection):
+        connection.sendall(b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 90\r\n" + tail)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        b"Content-Length: 50\r\n\r\n{",
+        b"Content-Length: 7\r\nContent-Encoding: gzip\r\n\r\nnotgzip",
+        b"Content-Length: 6291456\r\n\r\n" + b" " * 6291456,
+    ],
+    ids=["cut", "not-decodable", "too-large"],
+)
+@pytest.mark.parametrize("call", [submit, ask, ask_async])
+def test_a_rate_limit_is_one_whatever_its_body(emulator, hook, connect, tail, call):
+    with raw_server(limits_the_rate_with(tail)) as server:
+        connect(emulator, host=server.base_url)
+        with pytest.raises(GptImgRateLimitError) as caught:
+            call(hook, "t")
+    assert caught.value.retry_after == 90
+
+
 def test_an_answer_that_takes_nearly_all_the_time_counts(emulator, hook, connect):
     """Its images are paid for."""
     connect(emulator, timeout=2)
@@ -426,6 +455,12 @@ class TestWait:
     def test_what_is_finished_at_the_last_question_is_finished(self, emulator, hook):
         task_id = emulator.add_task(polls=2)
         assert hook.wait(task_id, timeout=0.2, poll_interval=10).status == "completed"
+
+    @pytest.mark.parametrize("timeout", ["1", None, -1, True])
+    def test_refuses_what_is_no_timeout(self, emulator, hook, timeout):
+        with pytest.raises(GptImgRequestError, match="timeout="):
+            hook.wait(emulator.add_task(), timeout=timeout)
+        assert emulator.calls == []
 
     def test_an_unknown_task_is_no_reason_to_wait(self, emulator, hook, naps):
         with pytest.raises(GptImgTaskNotFoundError):

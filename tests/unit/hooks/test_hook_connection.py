@@ -174,6 +174,11 @@ class TestBaseUrl:
                 "https://gptimg.co:-1",
                 "https://gptimg.co:0",
                 "https://ex_ample_/x",
+                "a..b",
+                "gptimg.co..",
+                f"{64 * 'a'}.example",
+                ".".join(43 * ["label"]),
+                "xn--a.com",
             )
         ),
         ({"host": "gptimg.co:8443", "port": 443}, "port"),

@@ -117,6 +117,15 @@ def test_nor_does_one_that_escapes_it(emulator, hook, call):
     assert KEY not in told(call, hook)
 
 
+@CALLS
+@pytest.mark.parametrize("key", ["sk-me", "secret-1"])
+def test_not_even_a_short_one(emulator, hook, connect, call, key):
+    connect(emulator, password=key)
+    body = json.dumps({"success": False, "error": {"code": f"BAD_{key}", "message": f"{key} is no key"}})
+    emulator.fault("any", "body", times=None, status=401, body=body)
+    assert key not in told(call, hook)
+
+
 FAULTS = [400, 401, 429, 500, "html", "empty", "redirect", "lost_before", "lost_after", "cut_after"]
 
 
