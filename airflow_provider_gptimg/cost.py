@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from airflow.providers.common.compat.sdk import DecoratedOperator, XComArg
+from airflow.providers.common.compat.sdk import AirflowException, DecoratedOperator, XComArg
 
 from airflow_provider_gptimg.api.requests import ImageRequest
 from airflow_provider_gptimg.api.tasks import CREDITS_PER_IMAGE
@@ -51,29 +51,51 @@ def task_costs(dag: Any) -> list[TaskCost]:
 
 
 def _class(task: Any) -> type:
-    return task.operator_class if task.is_mapped else type(task)
+    return task.operator_class if _is_mapped(task) else type(task)
 
 
 def _cost(task: Any) -> TaskCost:
     try:
-        return TaskCost(task.task_id, sum(_images(_class(task), arguments) for arguments in _instances(task)))
+        return TaskCost(task.task_id, sum(map(_images, _instances(task))))
     except _Unknown as unknown:
-        limit = (task.partial_kwargs if task.is_mapped else vars(task)).get("max_credits")
+        limit = _max_credits(task)
         brake = "" if limit is None else f"; max_credits allows {limit} credits an instance"
         return TaskCost(task.task_id, None, f"{unknown}{brake}")
 
 
-def _instances(task: Any) -> Iterable[Mapping[str, Any]]:
-    """Return the arguments of each instance of a task."""
+def _max_credits(task: Any) -> Any:
+    if not _is_mapped(task):
+        return task.max_credits
+    own = task.partial_kwargs
+    defaults = {**task.dag.default_args, **task.task_group.default_args, **(own.get("default_args") or {})}
+    return {**defaults, **own}.get("max_credits")
+
+
+def _is_mapped(task: Any) -> bool:
+    return hasattr(task, "partial_kwargs")
+
+
+def _instances(task: Any) -> Iterable[Any]:
+    """Return each instance of a task as an operator."""
     if task.get_closest_mapped_task_group() is not None:
         raise _Unknown("its task group is mapped")
-    if not task.is_mapped:
-        return [vars(task)]
+    if issubclass(_class(task), DecoratedOperator):
+        raise _Unknown("its function decides")
+    if not _is_mapped(task):
+        return [task]
     expanded = task.expand_input.value
     if isinstance(expanded, Mapping):
         lists = [_literal(values, f"it is mapped over {name}") for name, values in expanded.items()]
         expanded = [dict(zip(expanded, values, strict=True)) for values in product(*lists)]
-    return [{**task.partial_kwargs, **_literal(own, "it is mapped")} for own in _literal(expanded, "it is mapped")]
+    return [_unmap(task, _literal(own, "it is mapped")) for own in _literal(expanded, "it is mapped")]
+
+
+def _unmap(task: Any, own: Mapping[str, Any]) -> Any:
+    """Return an instance with these arguments of its own, made as a run makes it: with the DAG's default arguments."""
+    try:
+        return task.unmap(own)
+    except (TypeError, ValueError, AirflowException) as error:
+        raise _Unknown(f"the run would refuse it: {error}") from None
 
 
 def _literal(values: Any, what: str) -> Any:
@@ -82,12 +104,10 @@ def _literal(values: Any, what: str) -> Any:
     return values
 
 
-def _images(operator: type, arguments: Mapping[str, Any]) -> int:
-    if issubclass(operator, DecoratedOperator):
-        raise _Unknown("its function decides")
-    if not issubclass(operator, GptImgBatchToS3Operator):
-        return _number(arguments.get("n", 1))
-    requests = _literal(arguments["requests"], "its requests are known at run time")
+def _images(task: Any) -> int:
+    if not isinstance(task, GptImgBatchToS3Operator):
+        return _number(task.n)
+    requests = _literal(task.requests, "its requests are known at run time")
     if isinstance(requests, str):
         raise _Unknown(f"its requests are read at run time from {requests}")
     return sum(_number(asked.get("n", 1)) if isinstance(asked, Mapping) else 1 for asked in requests)

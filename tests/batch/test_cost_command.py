@@ -15,8 +15,8 @@ from airflow_provider_gptimg.operators.gptimg_batch import GptImgBatchToS3Operat
 S3 = {"s3_bucket": "images"}
 
 
-def costs(make) -> dict[str, int | str]:
-    with DAG("costs") as dag:
+def costs(make, **dag_arguments) -> dict[str, int | str]:
+    with DAG("costs", **dag_arguments) as dag:
         make()
     return {cost.task_id: cost.why if cost.images is None else cost.credits for cost in task_costs(dag)}
 
@@ -28,7 +28,10 @@ def costs(make) -> dict[str, int | str]:
         (lambda: GptImgGenerateOperator(task_id="t", prompt="{{ ds }}", n="3"), 6),
         (lambda: GptImgSubmitOperator.partial(task_id="t", n=2).expand(prompt=["x", "y"]), 8),
         (lambda: GptImgSubmitOperator.partial(task_id="t").expand(prompt=["x", "y"], n=[1, 4]), 20),
-        (lambda: GptImgSubmitOperator.partial(task_id="t", n=3).expand_kwargs([{"prompt": "x"}, {"n": 1}]), 8),
+        (
+            lambda: GptImgSubmitOperator.partial(task_id="t").expand_kwargs([{"prompt": "x"}, {"prompt": "y", "n": 3}]),
+            8,
+        ),
         (lambda: GptImgBatchToS3Operator(task_id="t", requests=["x", {"prompt": "y", "n": "2"}], **S3), 6),
         (
             lambda: GptImgBatchToS3Operator.partial(task_id="t", **S3).expand(requests=[["x"], ["y", "z"]]),
@@ -38,6 +41,37 @@ def costs(make) -> dict[str, int | str]:
 )
 def test_literal_requests_are_counted(make, expected):
     assert costs(make) == {"t": expected}
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: GptImgSubmitOperator(task_id="t", prompt="x"), 4),
+        (lambda: GptImgSubmitOperator.partial(task_id="t").expand(prompt=["x", "y"]), 8),
+        (lambda: GptImgSubmitOperator.partial(task_id="t", n=1).expand(prompt=["x", "y"]), 4),
+        (
+            lambda: GptImgSubmitOperator.partial(task_id="t").expand_kwargs([{"prompt": "x"}, {"prompt": "y", "n": 3}]),
+            10,
+        ),
+    ],
+    ids=["unmapped", "mapped", "with its own", "by kwargs"],
+)
+def test_default_arguments_count(make, expected):
+    assert costs(make, default_args={"n": 2}) == {"t": expected}
+
+
+def test_default_arguments_limit_what_is_known_at_run_time():
+    brake = "max_credits allows 7 credits an instance"
+    assert costs(from_a_task, default_args={"max_credits": 7}) == {
+        "mapped": "it is mapped over prompt, by a task's result; max_credits allows 4 credits an instance",
+        "by_kwargs": f"it is mapped, by a task's result; {brake}",
+        "batch": f"its requests are known at run time, by a task's result; {brake}",
+        "n": f"n is rendered at run time; {brake}",
+    }
+    assert costs(mapped_functions, default_args={"max_credits": 7, **S3}) == {
+        "one": f"its function decides; {brake}",
+        "many": f"its function decides; {brake}",
+    }
 
 
 def from_a_task() -> None:
@@ -72,6 +106,19 @@ def decorated() -> None:
     many()
 
 
+def mapped_functions() -> None:
+    @task.gptimg
+    def one(prompt):
+        return prompt
+
+    @task.gptimg_batch
+    def many(prompt):
+        return [prompt]
+
+    one.expand(prompt=["x", "y"])
+    many.expand(prompt=["x", "y"])
+
+
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
@@ -104,9 +151,17 @@ def test_what_is_known_at_run_time_is_said(make, expected):
     assert costs(make) == expected
 
 
-def test_what_the_run_would_refuse_is_said():
-    (why,) = costs(lambda: GptImgSubmitOperator(task_id="t", prompt="x", n=9)).values()
-    assert "the run would refuse it: n=9" in str(why)
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda: GptImgSubmitOperator(task_id="t", prompt="x", n=9), "n=9"),
+        (lambda: GptImgSubmitOperator.partial(task_id="t").expand_kwargs([{"n": 1}]), "prompt"),
+    ],
+)
+def test_what_the_run_would_refuse_is_said(make, complaint):
+    (why,) = costs(make).values()
+    assert "the run would refuse it: " in str(why)
+    assert complaint in str(why)
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
