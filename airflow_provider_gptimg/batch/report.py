@@ -73,8 +73,11 @@ class Report:
             "bytes": sum(fact["size"] for fact in objects),
             "credits": sum(_credits(entry) for entry in self._accepted if not _is_refunded(entry)),
             "manifest": manifest,
-            "errors": [f"{name}: {error}"[:300] for name, error in self._errors()][:_SHOWN],
+            "errors": [],
         }
+        if self.stopped and self.not_submitted:
+            summary["errors"].append(f"{len(self.not_submitted)} were not submitted: {self.stopped}"[:300])
+        summary["errors"] += [f"{name}: {error}"[:300] for name, error in self._errors()][:_SHOWN]
         while summary["errors"] and len(json.dumps(summary)) > _SMALL:
             summary["errors"].pop()
         return summary

@@ -201,6 +201,9 @@ def test_a_low_balance_ends_submission_and_what_is_accepted_is_delivered(
     else:
         summary = instance.run(operator)
         assert (summary["mirrored"], summary["not_submitted"], summary["credits"]) == (15, 25, 30)
+        (why,) = summary["errors"]
+        assert why.startswith("25 were not submitted: ")
+        assert "HTTP 402" in why
 
     assert len(stored()) == 15
     assert emulator.balance() == 0
@@ -448,6 +451,19 @@ def test_the_summary_stays_small(emulator: Any, instance: Instance, s3: Any) -> 
 
     assert summary["failed"] == 39
     assert summary["errors"]
+    assert len(json.dumps(summary)) < 4096
+
+
+def test_the_summary_says_first_why_submission_ended(emulator: Any, instance: Instance, s3: Any) -> None:
+    emulator.fault("submit", "fail", times=7, error={"code": "X", "message": "ß" * 300})
+    emulator.set_balance(16)
+
+    summary = instance.run(batch(prompts(12), on_partial_failure="succeed"))
+
+    assert (summary["mirrored"], summary["failed"], summary["not_submitted"]) == (1, 7, 4)
+    assert summary["errors"][0].startswith("4 were not submitted: ")
+    assert "HTTP 402" in summary["errors"][0]
+    assert summary["errors"][1].startswith("requests[")
     assert len(json.dumps(summary)) < 4096
 
 
