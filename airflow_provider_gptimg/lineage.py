@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["describe_outlets", "openlineage_datasets", "report_to_collector"]
 
-_MOST_URIS = 100
+_MOST_URIS_BESIDE_MANIFEST = 100
 
 
 def describe_outlets(
@@ -32,8 +32,8 @@ def describe_outlets(
 ) -> None:
     """Let the event of each asset among `outlets` carry the objects' URIs as `extra`, and the manifest's if any.
 
-    Of more than 100 objects, as a batch may have, the URIs are in the manifest only: an event is a row in Airflow's
-    database.
+    Of more than 100 objects, as a batch may have, the URIs are in the manifest only, where there is one: an event is a
+    row in Airflow's database.
 
     An alias stands for an asset that is known at run time only. Here that is the folder into which the key pattern
     writes, rather than each image, so that runs add events and not assets.
@@ -43,10 +43,10 @@ def describe_outlets(
     if outlet_events is None:
         return
     extra: dict[str, Any] = {"images": len(objects)}
-    if len(objects) <= _MOST_URIS:
-        extra["uris"] = [mirrored.uri for mirrored in objects]
     if manifest:
         extra["manifest"] = manifest
+    if not manifest or len(objects) <= _MOST_URIS_BESIDE_MANIFEST:
+        extra["uris"] = [mirrored.uri for mirrored in objects]
     for outlet in outlets:
         try:
             event = outlet_events[outlet]

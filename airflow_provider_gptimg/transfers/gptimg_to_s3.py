@@ -31,7 +31,8 @@ class GptImgToS3Operator(BaseOperator):
     size are checked before one conditional PUT, whose checksum S3 verifies, makes it visible. A second run
     downloads nothing and says `skipped`. Of a list, what can be mirrored is, then the first failure is raised.
 
-    With `outlets`, the asset event's `extra` has the objects' `uris`, their number as `images`, and the `manifest`.
+    With `outlets`, the asset event's `extra` has the objects' `uris`, their number as `images`, and the `manifest`. Of
+    more than 100 objects the `uris` are in the manifest only, if there is one.
 
     A line of the manifest has an image's `task_id`, `index`, `prompt_sha256`, `uri`, `size` (bytes), `sha256` (hex),
     `content_type`, `width` and `height` (pixels; null where the image does not tell), `created_at` and `updated_at` (of

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.sdk import Asset
+from airflow.sdk.execution_time.context import OutletEventAccessors
+from mirroring_images import picture
 
 DAG_FILE = Path(__file__).with_name("lineage_dag.py")
 
@@ -86,3 +89,13 @@ def test_openlineage_event_names_the_folders(run):
     statistics = output["outputFacets"]["outputStatistics"]
     sizes = [mirrored["size"] for mirrored in run["objects"]]
     assert (statistics["fileCount"], statistics["size"]) == (3, sum(sizes))
+
+
+@pytest.mark.parametrize(("manifest_key", "number"), [("run.jsonl", 100), ("run.jsonl", 101), (None, 101)])
+def test_asset_event_of_many_objects_leaves_them_to_the_manifest_only(emulator, s3, mirror, manifest_key, number):
+    posters, events = Asset("posters", uri="s3://images/posters"), OutletEventAccessors()
+    task_id = emulator.add_task(image_bytes=[picture()] * number)
+    objects = mirror(task_id, {"outlet_events": events}, outlets=[posters], manifest_key=manifest_key)
+    uris = {"uris": [mirrored["uri"] for mirrored in objects]}
+    manifest = {"manifest": "s3://images/run.jsonl"} if manifest_key else {}
+    assert events[posters].extra == {"images": number} | manifest | ({} if manifest and number > 100 else uris)
