@@ -455,8 +455,8 @@ def test_the_summary_stays_small(emulator: Any, instance: Instance, s3: Any) -> 
 
 
 def test_the_summary_says_first_why_submission_ended(emulator: Any, instance: Instance, s3: Any) -> None:
-    emulator.fault("submit", "fail", times=7, error={"code": "X", "message": "ß" * 300})
-    emulator.set_balance(16)
+    emulator.fault("submit", 422, times=7, message="ß" * 300)
+    emulator.set_balance(2)
 
     summary = instance.run(batch(prompts(12), on_partial_failure="succeed"))
 
