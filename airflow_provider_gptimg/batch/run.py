@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_gptimg.api.images import FORMATS
 from airflow_provider_gptimg.api.protocol import MAX_ATTEMPTS
 from airflow_provider_gptimg.api.tasks import ImageTask
+from airflow_provider_gptimg.batch.bucket import find_gone
 from airflow_provider_gptimg.batch.ledger import Entry, Ledger, Standing
 from airflow_provider_gptimg.batch.pace import Pace
 from airflow_provider_gptimg.batch.report import Report
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from airflow_provider_gptimg.destination import KeyPattern
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook, PreparedSubmit
     from airflow_provider_gptimg.mirror import Mirror
+    from airflow_provider_gptimg.s3_store import S3Store
 
 __all__ = ["CHUNK", "Batch", "Limits"]
 
@@ -88,6 +90,7 @@ class Batch:
         self._ledger = ledger
         self._limits = limits
         self._mirror = mirror
+        self._pattern = pattern
         self._log = log
         self._wait = Wait(hook.settings.schedule(limits.poll_interval, limits.first_poll_after))
         self._pending: deque[Entry] = deque()
@@ -123,6 +126,22 @@ class Batch:
                 "%d image tasks of earlier attempts are paid for and not asked for any more: %s",
                 len(strays),
                 ", ".join(strays),
+            )
+
+    def recover(self, store: S3Store) -> None:
+        """Take up, once an attempt, what earlier ones mirrored and S3 has no more: it is paid for."""
+        mirrored = [entry for entry in self.entries if self.standing(entry) is Standing.MIRRORED]
+        here = [entry for entry in mirrored if entry.task_id not in self._in_flight]
+        gone = find_gone(store, self._pattern, here)
+        for entry in gone:
+            entry.mirrored = None
+            self._in_flight[entry.task_id] = entry
+        self._ledger.write(gone)
+        if gone:
+            self._log.warning(
+                "Images of %d requests were mirrored and are gone from S3, the first those of %s: mirroring them again",
+                len(gone),
+                gone[0].name,
             )
 
     def look(self) -> None:

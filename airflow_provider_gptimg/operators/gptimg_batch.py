@@ -101,6 +101,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
     def _go_on(self, context: Context, pace: Pace, is_first_leg: bool = False) -> Any:
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
+        from airflow_provider_gptimg.batch.bucket import check_bucket
         from airflow_provider_gptimg.batch.ledger import Ledger
         from airflow_provider_gptimg.batch.run import Batch
         from airflow_provider_gptimg.hooks.gptimg import GptImgHook
@@ -118,6 +119,9 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
             requests = self._read_requests(hook, store)
             _check_keys(destination.pattern, requests)
             self._check_cost(requests)
+            if is_first_leg:
+                named = f"s3_bucket={self.s3_bucket!r}" if self.s3_bucket else f"s3_key={self.s3_key!r}"
+                check_bucket(store, destination.pattern, named)
             manifest = destination.manifest and Manifest(store, *destination.manifest, context, replace=self.replace)
             if manifest:
                 manifest.claim()
@@ -134,6 +138,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
                 batch = Batch(hook, ledger, requests, limits, pace, mirror, destination.pattern, self.log)
                 if is_first_leg:
                     batch.introduce()
+                    batch.recover(store)
                 self._see_through(batch)
             report = batch.report()
         with airflow_verdict(report.on_unknown):
