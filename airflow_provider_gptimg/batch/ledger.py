@@ -59,6 +59,7 @@ class Entry:
     :param submission: As of a single submission; None: there is none that counts.
     :param submitted_by: Number of the attempt that submitted it.
     :param mirrored: When the API made its images, and facts of their objects in S3, in the images' order.
+    :param refusals: Times that the API failed at its submit in attempt `refused_by`.
     :param prompt: How its prompt begins; empty where that was not kept.
     :param asked: The request; None: it is not asked for any more.
     :param error: What ended it in attempt `failed_by`, as :meth:`GptImgError.as_dict`. Another attempt forgets it.
@@ -72,6 +73,8 @@ class Entry:
     mirrored: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
     failed_by: int = 0
+    refusals: int = 0
+    refused_by: int = 0
     prompt: str = ""
     asked: BatchRequest | None = None
 
@@ -127,6 +130,8 @@ class Entry:
             fields |= {"mirrored": self.mirrored}
         if self.error is not None:
             fields |= {"error": self.error, "failed_by": self.failed_by}
+        if self.refusals:
+            fields |= {"refusals": self.refusals, "refused_by": self.refused_by}
         return fields
 
     @classmethod
@@ -148,6 +153,8 @@ class Entry:
             mirrored=mirrored,
             error=value.get("error"),
             failed_by=value.get("failed_by", 0),
+            refusals=value.get("refusals", 0),
+            refused_by=value.get("refused_by", 0),
             prompt=str(value.get("prompt", "")),
         )
 
@@ -205,6 +212,13 @@ class Ledger:
         """Note that an intended submit was accepted; written by the next :meth:`write`."""
         assert entry.submission is not None  # noqa: S101 - as intended
         entry.submission = replace(entry.submission, task_id=task_id)
+        entry.refusals = 0
+
+    def refuse(self, entry: Entry) -> int:
+        """Note that the API failed at a submit; return how often in this attempt. Written by the next :meth:`write`."""
+        entry.refusals = entry.refusals + 1 if entry.refused_by == self.try_number else 1
+        entry.refused_by = self.try_number
+        return entry.refusals
 
     def mirror(self, entry: Entry, task: ImageTask, objects: Iterable[MirroredObject]) -> None:
         """Note where the images are now; written by the next :meth:`write`."""

@@ -96,7 +96,6 @@ class Batch:
         self._pending: deque[Entry] = deque()
         self._in_flight: dict[str, Entry] = {}
         self._completed: list[tuple[Entry, ImageTask]] = []
-        self._refused: dict[Entry, int] = {}
         for entry in self.entries:
             standing = self.standing(entry)
             if standing is Standing.PENDING:
@@ -386,8 +385,7 @@ class Batch:
         if isinstance(error, GptImgRateLimitError):
             self._pending.appendleft(entry)
             return
-        self._refused[entry] = self._refused.get(entry, 0) + 1
-        if self._refused[entry] >= MAX_ATTEMPTS:
+        if self._ledger.refuse(entry) >= MAX_ATTEMPTS:
             self._fail(entry, error)
         else:
             self._pending.append(entry)

@@ -14,6 +14,7 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, AirflowFailException, task
 from batch_instance import Instance, batch, prompts
 
+from airflow_provider_gptimg.api.protocol import MAX_ATTEMPTS
 from airflow_provider_gptimg.emulator import Emulator
 from airflow_provider_gptimg.exceptions import (
     GptImgError,
@@ -240,6 +241,27 @@ def test_a_failing_api_is_tried_again_a_little(
     with fails(GptImgServerError, at_once=False):
         instance.retry().run(batch([*prompts(6), "New"]))
     assert len(emulator.tasks) == 6
+
+
+def test_one_request_that_always_meets_a_failing_api_keeps_no_other(
+    emulator: Any, instance: Instance, s3: Any, hasty: None, deferrable: bool
+) -> None:
+    """With one at a time, the order of submits is known: a leg begins with the first request that is left."""
+    fails_first, accepted = (503, {}), ("hang_before", {"seconds": 0})
+    in_order = [fails_first, accepted, fails_first, accepted] if deferrable else [fails_first, accepted, accepted]
+    for what, options in in_order:
+        emulator.fault("submit", what, **options)
+    emulator.fault("submit", 503, times=None)
+
+    with fails(GptImgServerError, at_once=False) as caught:
+        instance.run(batch(["Never", "First", "Second"], max_in_flight=1, deferrable=deferrable))
+
+    assert "Of 3 requests 2 are mirrored, 1 failed" in str(caught.value)
+    assert [task.prompt for task in emulator.tasks] == ["First", "Second"]
+    assert submits(emulator) == 2 + MAX_ATTEMPTS
+
+    emulator.clear_faults()
+    assert instance.retry().run(batch(["Never", "First", "Second"]))["mirrored"] == 3
 
 
 def test_one_request_that_the_api_cannot_stand_keeps_no_other(emulator: Any, instance: Instance, s3: Any) -> None:
