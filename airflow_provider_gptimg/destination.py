@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from airflow_provider_gptimg.api.images import FORMATS
+from airflow_provider_gptimg.api.requests import MAX_IMAGES
 from airflow_provider_gptimg.exceptions import GptImgRequestError
 
 __all__ = ["Destination", "KeyPattern"]
@@ -34,7 +37,7 @@ class KeyPattern:
                 )
         else:
             bucket, pattern = s3_bucket or "", s3_key
-        if not bucket or not pattern:
+        if not isinstance(bucket, str) or not bucket or not pattern:
             raise GptImgRequestError(
                 f"s3_key={s3_key!r} and s3_bucket={s3_bucket!r} name no bucket and key: pass s3_bucket, or "
                 "s3_key='s3://bucket/pattern'"
@@ -46,6 +49,7 @@ class KeyPattern:
             if unknown := fields - {"task_id", "index", "ext"}:
                 raise ValueError(f"it has {{{sorted(unknown)[0]}}}")
             self.has_extension = "ext" in fields
+            self._names_task = "task_id" in fields
             self.key("task", 0, ".png")
             self.prefix("task")
         except (ValueError, IndexError, KeyError) as error:
@@ -73,6 +77,14 @@ class KeyPattern:
             elif name is not None:
                 break
         return "".join(parts) if names_task else None
+
+    def may_give(self, key: str) -> bool:
+        """Return whether an image may get `key`, as far as that can be told before there are image tasks."""
+        if self._names_task and not self.has_extension:
+            return False  # any name looks like a task's id
+        any_task = "\0"
+        keys = {self.key(any_task, index, known.extension) for index in range(MAX_IMAGES) for known in FORMATS}
+        return any(re.fullmatch(re.escape(one).replace(re.escape(any_task), "[^/]+"), key) for one in keys)
 
     @property
     def folder(self) -> str:
@@ -109,12 +121,15 @@ class Destination:
         :raises GptImgRequestError: One of them is wrong; it names the argument, its value and the way out.
         """
         pattern = KeyPattern(s3_key, s3_bucket)
+        _check_bucket(pattern.bucket, f"s3_bucket={s3_bucket!r}" if s3_bucket else f"s3_key={s3_key!r}")
         put_arguments = _read_extra_args(extra_args)
         if encrypt:
             put_arguments.setdefault("ServerSideEncryption", "AES256")
+        if acl_policy is not None and not isinstance(acl_policy, str):
+            raise GptImgRequestError(f"acl_policy={acl_policy!r:.200} is not a canned ACL's name such as 'public-read'")
         if acl_policy:
             put_arguments["ACL"] = acl_policy
-        manifest = None if manifest_key is None else _read_manifest_key(manifest_key, pattern.bucket)
+        manifest = None if manifest_key is None else _read_manifest_key(manifest_key, pattern)
         return cls(pattern, put_arguments, manifest)
 
 
@@ -139,7 +154,8 @@ def _read_extra_args(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
         raise GptImgRequestError(f"extra_args={extra_args!r:.120} is not a dict of PutObject arguments")
     import botocore.session
 
-    known = botocore.session.get_session().get_service_model("s3").operation_model("PutObject").input_shape.members
+    shape = botocore.session.get_session().get_service_model("s3").operation_model("PutObject").input_shape
+    known = shape.members
     for name in extra_args:
         if name in _SET_FOR_EACH or str(name).startswith("Checksum"):
             raise GptImgRequestError(f"extra_args sets {name!r}, which the transfer sets itself: leave it out")
@@ -148,16 +164,50 @@ def _read_extra_args(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
             raise GptImgRequestError(
                 f"extra_args sets {name!r}, which S3's PutObject does not know; it knows {', '.join(free)}"
             )
+    _check_types(extra_args, shape)
     return dict(extra_args)
 
 
-def _read_manifest_key(manifest_key: Any, bucket: str) -> tuple[str, str]:
-    key = manifest_key
+def _check_types(extra_args: Mapping[str, Any], shape: Any) -> None:
+    from botocore.exceptions import ParamValidationError
+    from botocore.handlers import validate_ascii_metadata
+    from botocore.validate import ParamValidator
+
+    checked = {**extra_args, "Bucket": "bucket", "Key": "key"}
+    if isinstance(checked.get("SSECustomerKey"), bytes | bytearray):
+        checked["SSECustomerKey"] = ""  # botocore encodes bytes before it checks
+    report = ParamValidator().validate(checked, shape)
+    if report.has_errors():
+        raise GptImgRequestError(f"extra_args is not what S3's PutObject takes: {report.generate_report():.500}")
+    try:
+        validate_ascii_metadata(checked)
+    except ParamValidationError as error:
+        raise GptImgRequestError(f"extra_args is not what S3's PutObject takes: {error}") from error
+
+
+def _check_bucket(bucket: str, argument: str) -> None:
+    from botocore.exceptions import ParamValidationError
+    from botocore.handlers import validate_bucket_name
+
+    try:
+        validate_bucket_name({"Bucket": bucket})
+    except ParamValidationError as error:
+        raise GptImgRequestError(f"{argument} names no bucket that can be: {error}") from error
+
+
+def _read_manifest_key(manifest_key: Any, pattern: KeyPattern) -> tuple[str, str]:
+    bucket, key = pattern.bucket, manifest_key
     if isinstance(key, str) and key.startswith("s3://"):
         bucket, _, key = key.removeprefix("s3://").partition("/")
     if not isinstance(key, str) or not key.strip() or not bucket or "{" in key:
         raise GptImgRequestError(
             f"manifest_key={manifest_key!r:.200} is no key and no s3://bucket/key: it has no fields such as "
             "{index}, use Jinja as in 'gptimg/manifests/{{ run_id }}.jsonl'"
+        )
+    _check_bucket(bucket, f"manifest_key={manifest_key!r:.200}")
+    if bucket == pattern.bucket and pattern.may_give(key):
+        raise GptImgRequestError(
+            f"manifest_key={manifest_key!r:.200} is a key that s3_key={pattern.pattern!r} may give to an image: choose "
+            "another, such as 'gptimg/manifests/{{ run_id }}.jsonl'"
         )
     return bucket, key

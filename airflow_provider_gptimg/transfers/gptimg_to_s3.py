@@ -181,13 +181,13 @@ class GptImgToS3Operator(BaseOperator):
         from airflow_provider_gptimg.exceptions import GptImgRequestError
         from airflow_provider_gptimg.s3_store import SINGLE_PUT_LIMIT
 
-        if not 0 < self.max_image_bytes <= SINGLE_PUT_LIMIT:
+        if type(self.max_image_bytes) is not int or not 0 < self.max_image_bytes <= SINGLE_PUT_LIMIT:
             raise GptImgRequestError(
-                f"max_image_bytes={self.max_image_bytes!r} is not from 1 to {SINGLE_PUT_LIMIT} (5 GiB), "
-                "which is what S3 takes at once"
+                f"max_image_bytes={self.max_image_bytes!r:.80} is not a whole number from 1 to {SINGLE_PUT_LIMIT} "
+                "(5 GiB), which is what S3 takes at once"
             )
-        if self.concurrency < 1:
-            raise GptImgRequestError(f"concurrency={self.concurrency!r} is less than 1 image at a time")
+        if type(self.concurrency) is not int or self.concurrency < 1:
+            raise GptImgRequestError(f"concurrency={self.concurrency!r:.80} is not a whole number of at least 1")
         return Destination.check(
             s3_key=self.s3_key,
             s3_bucket=self.s3_bucket,

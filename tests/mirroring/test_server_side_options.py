@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
+from airflow_provider_gptimg.destination import Destination
+
 KMS_KEY = "arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 
 
@@ -85,7 +87,22 @@ def test_argument_that_differs_for_each_object_is_refused(emulator, s3, mirror, 
     assert not emulator.calls
 
 
-def test_argument_of_a_wrong_type_fails_at_once(emulator, s3, mirror):
-    with pytest.raises(AirflowFailException, match="StorageClass"):
+def test_argument_of_a_wrong_type_is_refused_before_any_call(emulator, s3, mirror):
+    with pytest.raises(AirflowFailException, match=r"extra_args.*StorageClass"):
         mirror(emulator.add_task(), extra_args={"StorageClass": 5})
-    assert "Contents" not in s3.list_objects_v2(Bucket="images")
+    assert not emulator.calls
+
+
+@pytest.mark.parametrize("key", ["k" * 32, b"k" * 32], ids=["text", "bytes"])
+def test_a_customers_key_may_be_what_boto3_takes(key):
+    """The S3 of the tests knows no such keys."""
+    extra_args = {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": key}
+    destination = Destination.check(
+        s3_key="{task_id}",
+        s3_bucket="images",
+        manifest_key=None,
+        encrypt=False,
+        acl_policy=None,
+        extra_args=extra_args,
+    )
+    assert destination.put_arguments == extra_args

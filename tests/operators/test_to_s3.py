@@ -184,9 +184,32 @@ class TestKeys:
             {"poll_interval": "often"},
             {"max_image_bytes": 0},
             {"max_image_bytes": 6 * 1024**3},
+            {"max_image_bytes": None},
+            {"max_image_bytes": "5"},
+            {"max_image_bytes": 5.5},
+            {"max_image_bytes": True},
             {"concurrency": 0},
+            {"concurrency": None},
+            {"concurrency": "4"},
+            {"concurrency": 1.5},
             {"extra_args": ["x"]},
             {"extra_args": {"Key": "x"}},
+            {"extra_args": {"Metadata": "x"}},
+            {"extra_args": {"Metadata": {"campaign": 5}}},
+            {"extra_args": {"Metadata": {"campaign": "été"}}},
+            {"extra_args": {"Tagging": {"a": "b"}}},
+            {"acl_policy": 5},
+            {"acl_policy": ["private"]},
+            {"s3_bucket": "Bad_Bucket!!"},
+            {"s3_bucket": "a/b"},
+            {"s3_bucket": 5},
+            {"s3_key": "s3://Bad Bucket/{task_id}", "s3_bucket": None},
+            {"manifest_key": "s3://Bad Bucket/run.jsonl"},
+            {"manifest_key": "one.png", "s3_key": "one{ext}"},
+            {"manifest_key": "s3://images/one.jpg", "s3_key": "one{ext}"},
+            {"manifest_key": "one", "s3_key": "one", "replace": True},
+            {"manifest_key": "a/03.webp", "s3_key": "a/{index:02d}{ext}"},
+            {"manifest_key": "gptimg/gpt-image-2-x/0.png"},
         ],
         ids=repr,
     )
@@ -196,6 +219,21 @@ class TestKeys:
             instance.attempt(transfer(task_id, deferrable=deferrable, **wrong))
         assert next(iter(wrong)) in str(caught.value)
         assert emulator.calls == []
+
+    @pytest.mark.parametrize(
+        ("pattern", "manifest_key"),
+        [
+            ("{task_id}", "run"),
+            ("a/{index}-{task_id}", "a/run.jsonl"),
+            ("one{ext}", "one.jsonl"),
+            ("{index}{ext}", "one.png"),
+            ("one{ext}", "s3://elsewhere/one.png"),
+        ],
+    )
+    def test_that_no_image_gets_are_left_to_the_manifest(self, emulator, instance, s3, pattern, manifest_key):
+        s3.create_bucket(Bucket="elsewhere")
+        transfer(emulator.add_task(), s3_key=pattern, manifest_key=manifest_key).execute({})
+        assert len(in_bucket(s3)) + len(in_bucket(s3, "elsewhere")) == 2
 
     @pytest.mark.parametrize(
         ("pattern", "n", "tasks"), [("same{ext}", 2, 1), ("{index}{ext}", 1, 2), ("{task_id}{ext}", 2, 1)]
