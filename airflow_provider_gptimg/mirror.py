@@ -188,7 +188,13 @@ class Mirror:
 
     def _list(self, prefix: str | None) -> set[str] | None:
         """Return the keys that start with `prefix`; None if that is not to be had in one request."""
-        return self._store.keys(self._pattern.bucket, prefix) if prefix else None
+        try:
+            return self._store.keys(self._pattern.bucket, prefix) if prefix else None
+        except GptImgRequestError as error:  # there is no such bucket, say
+            self._refusal = error
+        except GptImgError as error:
+            self._log.warning("%s; asking for each image instead", error)
+        return None
 
     def _find_or_error(self, source: _Source, keys: set[str] | None) -> MirroredObject | GptImgError | None:
         try:

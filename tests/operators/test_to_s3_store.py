@@ -113,12 +113,21 @@ class TestRefusal:
 
 
 class TestFailure:
+    @pytest.mark.parametrize(("status", "code"), [(503, "SlowDown"), (500, "InternalError"), (400, "ExpiredToken")])
+    def test_to_list_keeps_no_image_from_its_place(self, emulator, instance, s3, proxy, status, code, log):
+        tasks = [emulator.add_task(n=2), emulator.add_task()]
+        rule = (status, code)
+        proxy.rule = lambda request: rule if "list-type" in request.query else None
+        first = instance.attempt(transfer(tasks))
+        assert code in log()
+        assert len(in_bucket(s3)) == 3
+        assert instance.attempt(transfer(tasks)) == [one | {"skipped": True} for one in first]
+        assert len(image_calls(emulator)) == 3
+
     # An answer to HEAD has no body, and so no code.
     @pytest.mark.parametrize(
         ("method", "status", "code"),
         [
-            ("GET", 503, "SlowDown"),
-            ("GET", 400, "ExpiredToken"),
             ("HEAD", 503, ""),
             ("PUT", 503, "SlowDown"),
             ("PUT", 500, "InternalError"),
@@ -127,10 +136,9 @@ class TestFailure:
         ],
     )
     def test_that_may_pass_may_be_retried(self, emulator, instance, s3, proxy, hasty, task_id, method, status, code):
-        pattern = "{index}{ext}" if method == "HEAD" else "{task_id}{ext}"  # a prefix is listed by GET
         proxy.fault(method, status, code, times=None)
         with may_be_retried(GptImgError) as caught:
-            instance.attempt(transfer(task_id, s3_key=pattern))
+            instance.attempt(transfer(task_id, s3_key="{index}{ext}"))
         assert "s3://images/" in str(caught.value)
         assert in_bucket(s3) == {}
 
