@@ -9,6 +9,7 @@ be left behind, and memory stays flat.
 from __future__ import annotations
 
 import base64
+import hashlib
 import random
 import re
 import string
@@ -219,8 +220,6 @@ class Mirror:
                 continue
             if known := _own(head, self._pattern.bucket, key, source):
                 return known
-            if not self._replace and not self._pattern.has_extension:
-                raise self._taken(key)
         return None
 
     def _copy_or_error(self, source: _Source) -> MirroredObject | GptImgError:
@@ -285,12 +284,16 @@ class Mirror:
         except GptImgRequestError as error:
             self._refusal = error
             raise
+        skipped = etag is None
         if etag is None:
-            # The key was taken meanwhile, perhaps by this very PUT, whose answer was lost.
-            known = _own(self._store.head(bucket, key, with_checksum=False) or {}, bucket, key, source)
-            if known is None or known.sha256 != download.digest.hex():
+            # The key was taken before, perhaps by this very PUT, whose answer was lost.
+            head = self._store.head(bucket, key) or self._store.head(bucket, key, with_checksum=False) or {}
+            known = _own(head, bucket, key, source)
+            if known and known.sha256 == download.digest.hex():
+                return known
+            if not _is_same(head, file, download):
                 raise self._taken(key)
-            return known
+            etag = str(head["ETag"]).strip('"')
         return MirroredObject(
             bucket=bucket,
             key=key,
@@ -301,7 +304,7 @@ class Mirror:
             size=download.size,
             sha256=download.digest.hex(),
             etag=etag,
-            skipped=False,
+            skipped=skipped,
             pixels=download.pixels,
         )
 
@@ -323,6 +326,7 @@ def _metadata(source: _Source, url: str, download: Download) -> dict[str, str]:
         "gptimg-task-id": source.task_id,
         "gptimg-index": str(source.index),
         "gptimg-sha256": download.digest.hex(),
+        "gptimg-size": str(download.size),
     }
     if download.pixels:
         metadata |= {"gptimg-width": str(download.pixels.width), "gptimg-height": str(download.pixels.height)}
@@ -332,15 +336,20 @@ def _metadata(source: _Source, url: str, download: Download) -> dict[str, str]:
     return metadata
 
 
+def _marks(metadata: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """Return which image an object says it is of: the image task's id and the index, None where it says nothing."""
+    return metadata.get("gptimg-task-id"), metadata.get("gptimg-index")
+
+
 def _own(head: Mapping[str, Any], bucket: str, key: str, source: _Source) -> MirroredObject | None:
     """Return the object that `head` describes if it is this very image, whole and unchanged."""
     metadata = head.get("Metadata") or {}
-    sha256 = metadata.get("gptimg-sha256", "")
-    if metadata.get("gptimg-task-id") != source.task_id or metadata.get("gptimg-index") != str(source.index):
+    sha256, size = metadata.get("gptimg-sha256", ""), str(head.get("ContentLength"))
+    if _marks(metadata) != (source.task_id, str(source.index)) or not _SHA256.fullmatch(sha256):
+        return None
+    if metadata.get("gptimg-size", size) != size:  # written anew by a tool that keeps metadata
         return None
     checksum = head.get("ChecksumSHA256")
-    if not _SHA256.fullmatch(sha256):
-        return None
     if checksum and checksum != base64.b64encode(bytes.fromhex(sha256)).decode():
         return None
     return MirroredObject(
@@ -356,6 +365,20 @@ def _own(head: Mapping[str, Any], bucket: str, key: str, source: _Source) -> Mir
         skipped=True,
         pixels=_read_pixels(metadata),
     )
+
+
+def _is_same(head: Mapping[str, Any], file: IO[bytes], download: Download) -> bool:
+    """Return whether the object that `head` describes holds what was downloaded, and is marked as no other image."""
+    if head.get("ContentLength") != download.size or any(_marks(head.get("Metadata") or {})):
+        return False
+    if checksum := head.get("ChecksumSHA256"):
+        return bool(checksum == base64.b64encode(download.digest).decode())
+    # An ETag is the MD5 of what came in one PUT, unless it was encrypted with a key: then it is never equal.
+    file.seek(0)
+    md5 = hashlib.md5(usedforsecurity=False)
+    while block := file.read(_IN_MEMORY):
+        md5.update(block)
+    return str(head.get("ETag", "")).strip('"') == md5.hexdigest()
 
 
 def _read_pixels(metadata: Mapping[str, str]) -> Pixels | None:

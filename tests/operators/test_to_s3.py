@@ -301,6 +301,46 @@ class TestWhatIsThereAlready:
             instance.attempt(transfer(task_id, s3_key=pattern))
         assert in_bucket(s3) == {key: emulator.task(other).images[0]}
 
+    def test_an_object_of_ours_that_was_written_anew_is_foreign(self, emulator, instance, s3, pattern):
+        """As by a tool that makes images smaller, and keeps their metadata."""
+        task_id = emulator.add_task()
+        (first,) = instance.attempt(transfer(task_id, s3_key=pattern))
+        head = s3.head_object(Bucket="images", Key=first["key"])
+        s3.put_object(Bucket="images", Key=first["key"], Body=b"smaller", Metadata=head["Metadata"])
+        with fails_at_once(GptImgRequestError):
+            instance.attempt(transfer(task_id, s3_key=pattern))
+        assert in_bucket(s3) == {first["key"]: b"smaller"}
+
+    def test_an_object_of_an_earlier_release_is_skipped(self, emulator, instance, s3, pattern):
+        task_id = emulator.add_task()
+        (first,) = instance.attempt(transfer(task_id, s3_key=pattern))
+        metadata = s3.head_object(Bucket="images", Key=first["key"])["Metadata"]
+        metadata.pop("gptimg-size", None)
+        s3.put_object(Bucket="images", Key=first["key"], Body=PNG, Metadata=metadata, ContentType="image/png")
+        assert instance.attempt(transfer(task_id, s3_key=pattern)) == [first | {"skipped": True}]
+        assert len(image_calls(emulator)) == 1
+
+    @pytest.mark.parametrize("checksum", [{}, {"ChecksumAlgorithm": "SHA256"}], ids=["md5", "sha256"])
+    def test_an_identical_object_of_somebody_else_is_skipped(self, emulator, instance, s3, pattern, checksum):
+        task_id = emulator.add_task()
+        key = pattern.format(task_id=task_id, index=0, ext=".png")
+        etag = s3.put_object(Bucket="images", Key=key, Body=PNG, **checksum)["ETag"].strip('"')
+        (result,) = instance.attempt(transfer(task_id, s3_key=pattern))
+        assert result["skipped"] is True
+        assert (result["key"], result["etag"], result["size"]) == (key, etag, len(PNG))
+        assert result["sha256"] == hashlib.sha256(PNG).hexdigest()
+        assert result["content_type"] == "image/png"
+        assert s3.head_object(Bucket="images", Key=key)["Metadata"] == {}
+
+    @pytest.mark.parametrize("checksum", [{}, {"ChecksumAlgorithm": "SHA256"}], ids=["md5", "sha256"])
+    def test_an_object_of_the_same_size_is_foreign(self, emulator, instance, s3, pattern, checksum):
+        task_id = emulator.add_task()
+        key = pattern.format(task_id=task_id, index=0, ext=".png")
+        s3.put_object(Bucket="images", Key=key, Body=bytes(len(PNG)), **checksum)
+        with fails_at_once(GptImgRequestError):
+            instance.attempt(transfer(task_id, s3_key=pattern))
+        assert in_bucket(s3) == {key: bytes(len(PNG))}
+
     @pytest.mark.parametrize(
         "sha256", ["", "no hex at all", "ab", "00" * 32], ids=["empty", "no hex", "short", "of something else"]
     )
