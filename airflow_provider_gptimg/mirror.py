@@ -175,7 +175,7 @@ class Mirror:
             taken[key] = source
 
     def _look(self, sources: Sequence[_Source]) -> dict[_Source, MirroredObject | GptImgError]:
-        """Return the objects that an earlier run made, and the errors that stand for images whose key is taken."""
+        """Return the objects that an earlier run made, and the errors for images of which S3 does not tell."""
         prefixes = {source.task_id: self._pattern.prefix(source.task_id) for source in sources}
         with ThreadPoolExecutor(LOOKS_AT_A_TIME, thread_name_prefix="gptimg-look") as pool:
             # Where the folder is small, one request tells all; else one for each image task does.
@@ -184,8 +184,10 @@ class Mirror:
             listed = dict.fromkeys(prefixes, keys)
             if keys is None:
                 listed = dict(zip(prefixes, pool.map(self._list, prefixes.values()), strict=True))
-            looks = pool.map(lambda source: self._find_or_error(source, listed[source.task_id]), sources)
-            return {source: known for source, known in zip(sources, looks, strict=True) if known}
+            there = {source: self._keys_there(source, listed[source.task_id]) for source in sources}
+            there = {source: keys for source, keys in there.items() if keys}
+            looks = pool.map(self._find_or_error, there.keys(), there.values())
+            return {source: known for source, known in zip(there, looks, strict=True) if known}
 
     def _list(self, prefix: str | None) -> set[str] | None:
         """Return the keys that start with `prefix`; None if that is not to be had in one request."""
@@ -197,28 +199,28 @@ class Mirror:
             self._log.warning("%s; asking for each image instead", error)
         return None
 
-    def _find_or_error(self, source: _Source, keys: set[str] | None) -> MirroredObject | GptImgError | None:
+    def _keys_there(self, source: _Source, listed: set[str] | None) -> list[str]:
+        """Return the keys under which an earlier run may have put this image, the likeliest first.
+
+        :param listed: All keys there are of its image task; None if that is not known.
+        """
+        declared = next((known for known in FORMATS if known.content_type == source.image.content_type), FORMATS[0])
+        formats = (declared, *(known for known in FORMATS if known is not declared))
+        keys = dict.fromkeys(self._pattern.key(source.task_id, source.index, known.extension) for known in formats)
+        return [key for key in keys if listed is None or key in listed]
+
+    def _find_or_error(self, source: _Source, keys: Iterable[str]) -> MirroredObject | GptImgError | None:
         try:
             return self._find(source, keys)
         except GptImgError as error:
             self._log.error("%s", error)
             return error
 
-    def _find(self, source: _Source, keys: set[str] | None) -> MirroredObject | None:
-        """Return the object that an earlier run made of this image.
-
-        :param keys: All there are of its image task; None if that is not known.
-        """
-        declared = next((known for known in FORMATS if known.content_type == source.image.content_type), FORMATS[0])
-        extensions = [declared.extension, *(known.extension for known in FORMATS if known is not declared)]
-        for extension in extensions if self._pattern.has_extension else extensions[:1]:
-            key = self._pattern.key(source.task_id, source.index, extension)
-            if keys is not None and key not in keys:
-                continue
+    def _find(self, source: _Source, keys: Iterable[str]) -> MirroredObject | None:
+        """Return the object among `keys` that an earlier run made of this image."""
+        for key in keys:
             head = self._store.head(self._pattern.bucket, key)
-            if head is None:
-                continue
-            if known := _own(head, self._pattern.bucket, key, source):
+            if head and (known := _own(head, self._pattern.bucket, key, source)):
                 return known
         return None
 

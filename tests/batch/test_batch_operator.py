@@ -437,11 +437,18 @@ def test_an_empty_list_is_done_at_once(emulator: Any, instance: Instance, s3: An
         ({"s3_key": "latest{ext}"}, "s3_key='latest{ext}' gives several images"),
         ({"s3_key": "{index}{ext}"}, "s3_key='{index}{ext}' gives several images"),
         ({"manifest_key": "m-{index}.jsonl"}, "manifest_key="),
+        ({"manifest_key": "gptimg/x/0.png"}, "manifest_key="),
+        ({"s3_bucket": "Bad_Bucket!!"}, "s3_bucket='Bad_Bucket!!'"),
+        ({"extra_args": {"Metadata": "x"}}, "Metadata"),
+        ({"extra_args": {"Tagging": {"a": "b"}}}, "Tagging"),
+        ({"acl_policy": 5}, "acl_policy=5"),
+        ({"max_image_bytes": None}, "max_image_bytes=None"),
+        ({"concurrency": 1.5}, "concurrency=1.5"),
         ({"requests": [*prompts(3), ""]}, "requests[3]: prompt"),
         ({"requests": [*prompts(3), {"prompt": "x", "n": 5}]}, "requests[3]: n=5"),
         ({"requests": [{"prompt": "x", "n": 2}], "s3_key": "{task_id}{ext}"}, "gives several images"),
     ],
-    ids=lambda value: next(iter(value.values())) if isinstance(value, dict) else "",
+    ids=lambda value: f"{value}" if isinstance(value, dict) else "",
 )
 def test_refuses_before_anything_is_sent(
     emulator: Any, instance: Instance, s3: Any, arguments: dict[str, Any], complaint: str
