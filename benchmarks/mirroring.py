@@ -213,7 +213,7 @@ def again(case: Case, rounds: int, bench: Bench) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one round, and fewer images")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--s3", choices=["sink", "moto"], default="sink", help="one that forgets bodies, or moto's")
     arguments = parser.parse_args()
     rounds = 1 if arguments.quick else arguments.rounds

@@ -162,7 +162,7 @@ def _print_growth(seen: dict[Scene, dict[str, list[Cost]]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one scene, once, the main contestants: under a minute")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     thousands = tuple(name for name in CONTESTANTS if name not in ("empty", *NOT_FOR_THOUSANDS))
     ours = ("hand-written", REFERENCE, OURS)

@@ -20,8 +20,7 @@ from benchmarks.tables import print_table
 DAGS = Path(__file__).parent / "dags"
 WAYS = {
     "loop": "`@task` that asks and sleeps in a loop",
-    "held": "sensor on a worker",
-    "deferred": "sensor, deferrable",
+    "deferred": "mapped sensor, deferrable",
     "triggerer": "sensor, starts and ends in the triggerer",
     "list": "one deferrable sensor for all",
 }
@@ -90,7 +89,7 @@ def run(airflow: StandaloneAirflow, way: str, idle: float, timeout: float) -> Co
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="20 waits instead of 200: about 5 minutes")
+    parser.add_argument("--quick", action="store_true", help="20 waits instead of 200: about 4 minutes")
     parser.add_argument("--waits", type=int)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     arguments = parser.parse_args()

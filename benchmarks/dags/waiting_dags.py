@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same images waited for in five ways, a DAG each: `waits_<way>`."""
+"""The same images waited for in four ways, a DAG each: `waits_<way>`."""
 
 from __future__ import annotations
 
@@ -35,9 +35,6 @@ def ask_and_sleep(gptimg_task_id: str) -> None:
 
 with DAG("waits_loop", schedule=None, max_active_tasks=WAITS):
     ask_and_sleep.expand(gptimg_task_id=submit())
-
-with DAG("waits_held", schedule=None, max_active_tasks=WAITS):
-    GptImgTaskSensor.partial(task_id="wait", deferrable=False).expand(gptimg_task_id=submit())
 
 with DAG("waits_deferred", schedule=None, max_active_tasks=WAITS):
     GptImgTaskSensor.partial(task_id="wait", deferrable=True).expand(gptimg_task_id=submit())
