@@ -53,8 +53,8 @@ class Schedule:
 
     :param poll_interval: Seconds from the end of a poll to the next one.
     :param first_poll_after: Seconds from submission to the first poll. Up to 5 % are added at random, so that
-        mapped tasks do not poll in step. A task that is asked for earlier, as each one is once at first, is left
-        alone for `poll_interval` or as long as this, whichever is less.
+        mapped tasks do not poll in step. A task that was asked for before, as each one is at first, is left alone
+        for `poll_interval` in any case.
     """
 
     poll_interval: float = DEFAULT_POLL_INTERVAL
@@ -68,7 +68,7 @@ class Schedule:
         if age >= self.first_poll_after:
             return self.poll_interval
         spread = uniform(0.0, 0.05 * self.first_poll_after)
-        return max(self.first_poll_after + spread - age, min(self.poll_interval, self.first_poll_after))
+        return max(self.first_poll_after + spread - age, self.poll_interval)
 
     def next_try_in(self, failures: int, retry_after: float | None = None, uniform: Uniform = random.uniform) -> float:
         """Return the seconds to wait after so many polls in a row that failed; at least what the API asks for."""

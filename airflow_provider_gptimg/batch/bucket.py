@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from os.path import commonprefix
 from typing import TYPE_CHECKING
 
-from botocore.exceptions import ClientError, ParamValidationError
+from botocore.exceptions import ClientError
 
 from airflow_provider_gptimg.batch.ledger import Entry
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgRequestError
@@ -49,7 +49,7 @@ def check_bucket(store: S3Store, pattern: KeyPattern, argument: str) -> None:
 
 def _is_definite(error: BaseException | None) -> bool:
     code = error.response.get("Error", {}).get("Code") if isinstance(error, ClientError) else None
-    return code in _NO_SUCH_BUCKET or isinstance(error, ParamValidationError)
+    return code in _NO_SUCH_BUCKET
 
 
 def find_gone(store: S3Store, pattern: KeyPattern, mirrored: Iterable[Entry]) -> list[Entry]:

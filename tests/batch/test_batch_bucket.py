@@ -50,7 +50,6 @@ def fail_with_a_low_balance(emulator: Any, instance: Instance) -> None:
     [
         ({"s3_bucket": "nosuch"}, "s3_bucket='nosuch'"),
         ({"s3_bucket": None, "s3_key": "s3://nosuch/{task_id}{ext}"}, "s3_key='s3://nosuch/{task_id}{ext}'"),
-        ({"s3_bucket": "No bucket"}, "s3_bucket='No bucket'"),
     ],
 )
 def test_a_bucket_that_is_not_there_is_refused(

@@ -281,7 +281,7 @@ class TestReschedule:
     @pytest.mark.parametrize("where", ["connection", "task"])
     @pytest.mark.parametrize(
         ("told", "age", "seconds"),
-        [({}, 0, 39.5), ({}, 40, 5), ({"poll_interval": 60}, 40, 60), ({"first_poll_after": 20}, 0, 20)],
+        [({}, 0, 39.5), ({}, 50, 5), ({"poll_interval": 60}, 50, 60), ({"first_poll_after": 20}, 0, 20)],
         ids=str,
     )
     def test_comes_back_when_a_held_wait_would(self, emulator, instance, connect, where, told, age, seconds):

@@ -56,11 +56,8 @@ class TestSchedule:
         assert schedule.next_poll_in(0, low) == 20
         assert schedule.next_poll_in(20, low) == 7
 
-    def test_a_first_poll_before_an_interval_is_over_as_told(self):
-        schedule = Schedule(poll_interval=60, first_poll_after=10)
-        assert schedule.next_poll_in(0, low) == 10
-        assert schedule.next_poll_in(4, low) == 10
-        assert schedule.next_poll_in(10, low) == 60
+    def test_an_interval_is_kept_after_the_question_at_once(self):
+        assert Schedule(poll_interval=60, first_poll_after=10).next_poll_in(0, low) == 60
 
     def test_polls_at_once_if_told_so(self):
         assert Schedule(poll_interval=5, first_poll_after=0).next_poll_in(0, high) == 5
@@ -84,9 +81,9 @@ class TestSchedule:
         st.integers(1, 1000),
         st.none() | st.floats(0, 1e5),
     )
-    def test_two_polls_are_never_closer_than_told(self, interval, first, age, failures, retry_after):
+    def test_two_polls_are_never_closer_than_the_interval(self, interval, first, age, failures, retry_after):
         schedule = Schedule(interval, first)
-        assert schedule.next_poll_in(age) >= (interval if age >= first else min(interval, first))
+        assert schedule.next_poll_in(age) >= interval
         assert schedule.next_try_in(failures, retry_after) >= max(interval, retry_after or 0)
 
 
