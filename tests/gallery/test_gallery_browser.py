@@ -10,6 +10,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 import pytest
 from gallery_xcoms import HOSTILE, set_xcom
+from playwright.sync_api import expect
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -37,9 +38,8 @@ def test_a_viewer_sees_the_pictures_and_what_is_known_of_them(gallery, private_r
     _shown(page, 2)
     tile = gallery.tiles(private_run)[0]
     card = page.locator(".tile").first
-    assert card.locator(".where").inner_text() == tile["uri"]
-    assert card.locator(".facts").inner_text().endswith("2 credits")
-    assert "×" in card.locator(".facts").inner_text()
+    expect(card.locator(".where")).to_have_text(tile["uri"])
+    expect(card.locator(".facts")).to_have_text(re.compile(r"×.*2 credits$"))
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     card.get_by_role("button", name="Copy S3 URI").click()
     page.locator("#said.shown").wait_for()
@@ -56,8 +56,10 @@ def test_a_thumbnail_shows_the_whole_picture(gallery, hosted_run, open_as):
     shot = page.locator(".shot.loaded")
     picture = shot.locator("img")
     assert picture.evaluate("e => e.naturalHeight >= e.naturalWidth"), "else it would fit into any tile"
-    assert picture.evaluate("e => getComputedStyle(e).objectFit") == "contain"
-    assert picture.bounding_box() == shot.bounding_box()
+    expect(picture).to_have_css("object-fit", "contain")
+    boxes = "e => [e, e.querySelector('img')].map(each => JSON.stringify(each.getBoundingClientRect()))"
+    of_tile, of_picture = shot.evaluate(boxes)
+    assert of_picture == of_tile
 
 
 def test_a_prompt_stays_text(gallery, private_run, open_as):
@@ -68,7 +70,7 @@ def test_a_prompt_stays_text(gallery, private_run, open_as):
     assert "onerror" in prompt
     assert page.locator(".prompt").first.inner_text() == prompt
     page.locator("button.shot").first.click()
-    assert page.locator("#viewer-prompt").inner_text() == prompt
+    expect(page.locator("#viewer-prompt")).to_have_text(prompt)
     assert page.locator("img[src=x]").count() == 0
     assert page.title() == "Generated images"
 
@@ -95,7 +97,7 @@ def test_pending_turns_into_a_picture_without_a_reload(gallery, open_as):
     page = open_as("vera")
     page.goto(gallery.page(run))
     page.locator(".tile.pending").nth(1).wait_for()
-    assert page.locator("#live").is_visible()
+    expect(page.locator("#live")).to_be_visible()
     page.evaluate("window.sameDocument = true")
     gallery.emulator.finish(image_task)
     _shown(page, 2)
@@ -134,7 +136,7 @@ def test_foreign_texts_stay_text_wherever_they_come_from(gallery, open_as):
     tile.locator("button.shot").click()
     facts = page.locator("#facts").inner_text()
     assert facts.count(HOSTILE) == 3, facts
-    assert page.locator("#viewer-title").inner_text() == HOSTILE
+    expect(page.locator("#viewer-title")).to_have_text(HOSTILE)
     assert page.locator("img[src=x]").count() == 0
     assert page.title() == "Generated images"
 
@@ -181,18 +183,18 @@ def test_loading_and_trouble_are_told(gallery, private_run, open_as):
     with page.expect_request("**/tiles?*"):
         page.goto(gallery.page(private_run))
     page.get_by_text("Loading").wait_for()
-    assert page.locator("#grid").get_attribute("aria-busy") == "true"
+    expect(page.locator("#grid")).to_have_attribute("aria-busy", "true")
     held.pop().abort()
     page.unroute("**/tiles?*")
     page.get_by_role("alert").get_by_text("Airflow does not answer").wait_for()
-    assert page.locator("#grid").get_attribute("aria-busy") == "false"
+    expect(page.locator("#grid")).to_have_attribute("aria-busy", "false")
     page.route("**/tiles?*", lambda route: route.fulfill(status=503))
     page.get_by_role("button", name="Try again").click()
     page.get_by_role("alert").get_by_text("status 503").wait_for()
     page.unroute("**/tiles?*")
     page.get_by_role("button", name="Try again").click()
     _shown(page, 2)
-    assert page.get_by_role("alert").count() == 0
+    expect(page.get_by_role("alert")).to_have_count(0)
 
 
 def test_a_picture_that_cannot_be_had_says_why(gallery, private_run, open_as):
@@ -211,7 +213,7 @@ def test_a_run_without_images_says_so(gallery, open_as):
     page = open_as("vera")
     page.goto(gallery.page(run))
     page.get_by_text("This run made none.").wait_for()
-    assert page.locator("#summary").inner_text() == ""
+    expect(page.locator("#summary")).to_be_empty()
 
 
 def test_filters_by_state_run_and_dag(gallery, private_run, hosted_run, open_as):
@@ -219,7 +221,7 @@ def test_filters_by_state_run_and_dag(gallery, private_run, hosted_run, open_as)
     page.goto(gallery.page(hosted_run))
     _shown(page, 1)
     page.locator("#states label", has_text="Failed").click()
-    assert page.locator(".tile:visible").count() == 1
+    expect(page.locator(".tile:visible")).to_have_count(1)
     page.locator("#states label", has_text="Pending").click()
     page.get_by_text("No pending images").wait_for()
     page.locator("#states label", has_text="All").click()
@@ -230,7 +232,7 @@ def test_filters_by_state_run_and_dag(gallery, private_run, hosted_run, open_as)
     page.locator(".prompt", has_text=prompt).first.wait_for()
     page.select_option("#dag", "gallery_empty")
     page.get_by_text("No runs").wait_for()
-    assert page.locator(".tile").count() == 0
+    expect(page.locator(".tile")).to_have_count(0)
 
 
 def test_all_of_it_works_with_the_keyboard_alone(gallery, private_run, open_as):
@@ -239,23 +241,21 @@ def test_all_of_it_works_with_the_keyboard_alone(gallery, private_run, open_as):
     _shown(page, 2)
     _tab_to(page, "input[name=state][value=all]")
     page.keyboard.press("ArrowRight")
-    assert page.locator("input[value=ready]").is_checked()
+    expect(page.locator("input[value=ready]")).to_be_checked()
     _tab_to(page, "button.shot")
     page.keyboard.press("ArrowRight")
-    assert page.evaluate("document.activeElement === document.querySelectorAll('button.shot')[1]")
+    expect(page.locator("button.shot").nth(1)).to_be_focused()
     ring = "e => getComputedStyle(e).outlineStyle"
     rings = [tile.evaluate(ring) for tile in page.locator(".tile").all()]
     assert rings == ["none", "solid"], "where one is can be seen"
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("Enter")
-    viewer = page.get_by_role("dialog")
-    viewer.wait_for()
-    assert page.locator("#position").inner_text() == "1 of 2"
+    expect(page.locator("#position")).to_have_text("1 of 2")
     page.keyboard.press("ArrowRight")
-    assert page.locator("#position").inner_text() == "2 of 2"
+    expect(page.locator("#position")).to_have_text("2 of 2")
     page.keyboard.press("Escape")
-    viewer.wait_for(state="hidden")
-    assert page.evaluate("document.activeElement === document.querySelectorAll('button.shot')[1]")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    expect(page.locator("button.shot").nth(1)).to_be_focused()
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     _tab_to(page, "button.icon-button")
     page.keyboard.press("Enter")
@@ -270,9 +270,9 @@ def test_a_screen_reader_is_told(gallery, private_run, open_as):
     page = open_as("vera")
     page.goto(gallery.page(private_run))
     _shown(page, 2)
-    assert page.get_by_role("status").first.inner_text() == "2 images · 4 credits"
+    expect(page.get_by_role("status").first).to_have_text("2 images · 4 credits")
     prompt = gallery.tiles(private_run)[0]["prompt"]
-    assert page.get_by_role("button", name=f"Open image 2: {prompt}").count() == 1
+    expect(page.get_by_role("button", name=f"Open image 2: {prompt}")).to_have_count(1)
     name = "e => (e.ariaLabel || e.innerText || e.labels?.[0]?.innerText || '').trim()"
     names = [
         control.evaluate(name) for control in page.locator("button, a, input, select").all() if control.is_visible()
@@ -319,8 +319,8 @@ def test_it_is_reached_from_the_navigation_and_from_a_task_instance(gallery, hos
     page.get_by_role("link", name="Images").click()
     frame = page.frame_locator("iframe")
     frame.locator(".shot.loaded").wait_for(timeout=30_000)
-    assert frame.locator(".tile").count() == 1
-    assert frame.locator(".prompt").inner_text() == "A good one"
+    expect(frame.locator(".tile")).to_have_count(1)
+    expect(frame.locator(".prompt")).to_have_text("A good one")
     page.goto(f"{gallery.url}/dags/gallery_hosted/runs/{run_id}")
     page.get_by_role("link", name="Images").click()
     page.frame_locator("iframe").locator(".tile").nth(1).wait_for(timeout=30_000)
@@ -333,7 +333,7 @@ def test_five_hundred_pictures_take_few_calls_and_load_as_they_are_seen(gallery,
     page.goto(gallery.page(many_run))
     _shown(page, 4)
     page.wait_for_load_state("networkidle")
-    assert page.locator(".tile").count() == 500
+    expect(page.locator(".tile")).to_have_count(500)
     pictures = [url for url in asked if "/picture?" in url]
     calls = [url for url in asked if "/api/v2/" in url or "/tiles?" in url]
     assert len(pictures) <= 60
