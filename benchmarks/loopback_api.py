@@ -41,7 +41,7 @@ class LoopbackApi:
         self.latency = latency
         self.ca_bundle = folder / "ca-bundle.pem"
         self.answered_at: list[float] = []
-        self.open_connections = 0
+        self.connections: set[asyncio.Protocol] = set()
         self.most_connections = 0
         self._context = _make_certificate(folder, self.ca_bundle)
         self._loop = asyncio.new_event_loop()
@@ -65,9 +65,10 @@ class LoopbackApi:
         return f"https://{HOST}:{self.tls_port}" if tls else f"http://{HOST}:{self.plain_port}"
 
     def forget(self) -> None:
-        """Start counting anew."""
+        """Start counting anew; connections that are there already, perhaps of a client that has ended, do not count."""
         self.answered_at.clear()
-        self.most_connections = self.open_connections
+        self.connections = set()
+        self.most_connections = 0
 
     def answers_between(self, start: float, end: float) -> int:
         """Return how many requests were answered from `start` to `end`, in Unix seconds."""
@@ -87,11 +88,11 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
-        self.api.open_connections += 1
-        self.api.most_connections = max(self.api.most_connections, self.api.open_connections)
+        self.api.connections.add(self)
+        self.api.most_connections = max(self.api.most_connections, len(self.api.connections))
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.api.open_connections -= 1
+        self.api.connections.discard(self)
 
     def data_received(self, data: bytes) -> None:
         self.received += data

@@ -157,10 +157,15 @@ class StandaloneAirflow:
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
 
     def _airflow(self, name: str, arguments: list[str]) -> subprocess.Popen[bytes]:
+        env = self._env
+        if name != "api-server":
+            # With the default of 5 s a component dies of a locked database where many tasks run at a time. The API
+            # server may lock itself out, and is then the sooner back the sooner it fails.
+            env = {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.home}/airflow.db?timeout=60"} | env
         with (self.home / f"{name}.log").open("ab") as log:
             return subprocess.Popen(  # noqa: S603 - our own command
                 [sys.executable, "-m", "airflow", *arguments],
-                env=self._env,
+                env=env,
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
