@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,9 +42,16 @@ def span(name: str, **attributes: str | int) -> AbstractContextManager[Any]:
     from opentelemetry import trace
 
     if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):  # nobody takes spans
-        return nullcontext(trace.INVALID_SPAN)
+        return _no_span()
     prefixed = {f"gptimg.{key}": value for key, value in attributes.items()}
     return trace.get_tracer("airflow_provider_gptimg").start_as_current_span(f"gptimg.{name}", attributes=prefixed)
+
+
+@cache
+def _no_span() -> AbstractContextManager[Any]:
+    from opentelemetry import trace
+
+    return nullcontext(trace.INVALID_SPAN)
 
 
 def _stats(in_triggerer: bool = False) -> Any:

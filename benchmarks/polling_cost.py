@@ -162,7 +162,7 @@ def _print_growth(seen: dict[Scene, dict[str, list[Cost]]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one scene, once, the main contestants: under a minute")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, help="2, with --quick 1")
     arguments = parser.parse_args()
     thousands = tuple(name for name in CONTESTANTS if name not in ("empty", *NOT_FOR_THOUSANDS))
     ours = ("hand-written", REFERENCE, OURS)
@@ -173,9 +173,9 @@ def main() -> None:
         Scene(1000, False, ours),
         Scene(5000, False, ours),
     ]
-    times, rounds = Times(), arguments.rounds
+    times, rounds = Times(), arguments.rounds or 2
     if arguments.quick:
-        scenes, times, rounds = [Scene(1000, True, (REFERENCE, OURS))], Times(6.0, 6.0), 1
+        scenes, times, rounds = [Scene(1000, True, (REFERENCE, OURS))], Times(6.0, 6.0), arguments.rounds or 1
     os.sched_setaffinity(0, CPUS[:1])
     with tempfile.TemporaryDirectory() as folder, LoopbackApi(Path(folder)) as api:
         measure(api, scenes, rounds, times, Path(folder))

@@ -7,6 +7,7 @@ import ipaddress
 import json
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -28,6 +29,9 @@ DEFAULT_CALL_TIMEOUT = 30.0
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
 _HOST_NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+
+# One object for the thousands of waits that go by the same.
+_schedule = lru_cache(maxsize=64)(Schedule)
 
 
 @dataclass(frozen=True)
@@ -172,7 +176,7 @@ class ConnectionSettings:
                     chosen[name] = _read_seconds(name, value)
                 except ValueError as error:
                     raise GptImgRequestError(f"{name}={value!r:.120} {error}") from None
-        return Schedule(**chosen)
+        return _schedule(**chosen)
 
     def check_media_url(self, url: str) -> str:
         """Return `url` if an image may be fetched from its host.

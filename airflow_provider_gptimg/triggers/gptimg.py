@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -97,17 +97,19 @@ class GptImgTaskTrigger(BaseTrigger):
         # Imported here, since operators import this module when a DAG is parsed.
         from airflow_provider_gptimg.hooks.shared_client import shared_client
 
+        status = "unreadable"
         try:
-            async with shared_client(self.gptimg_conn_id) as client:
-                settings = await client.settings()
-                wait = Wait(
-                    settings.schedule(self.poll_interval, self.first_poll_after),
-                    deadline=self.deadline,
-                    submitted_at=self.submitted_at,
-                    progress=Progress(self._say),
-                )
-                with span("wait", tasks=len(self._task_ids)):
-                    status = await self._wait(client, wait)
+            if self._is_readable():
+                async with shared_client(self.gptimg_conn_id) as client:
+                    settings = await client.settings()
+                    wait = Wait(
+                        settings.schedule(self.poll_interval, self.first_poll_after),
+                        deadline=self.deadline,
+                        submitted_at=self.submitted_at,
+                        progress=Progress(self._say),
+                    )
+                    with span("wait", tasks=len(self._task_ids)):
+                        status = await self._wait(client, wait)
             event = await self._finish(wait) if status == "finished" else self._event(status)
         except GptImgError as error:
             event = self._event("error", error=error.as_dict())
@@ -131,26 +133,28 @@ class GptImgTaskTrigger(BaseTrigger):
     def _task_ids(self) -> list[str]:
         return [self.gptimg_task_id] if isinstance(self.gptimg_task_id, str) else list(self.gptimg_task_id)
 
-    async def _wait(self, client: SharedClient, wait: Wait) -> str:
+    def _wait(self, client: SharedClient, wait: Wait) -> Coroutine[Any, Any, str]:
         """Poll each task when it is due, until all are final, or `wake_after`, or time is up."""
-        try:
-            for given in self._task_ids:
-                check_task_id(given)
-        except GptImgRequestError:
-            # Such as a list that Jinja made text of. The worker has the value itself: it waits, or says what is wrong.
-            return "unreadable"
         started = time.time()
         self._plan(wait, started)
         since = None
         if wait.deadline is None and self.timeout is not None:
             # Until the tasks have told when they were submitted: a poll that hangs must not outlast the wait.
             since, wait.deadline = started, started + self.timeout
-        if len(wait.waiting) == 1:
-            return await self._wait_for_one(client, wait, since)
-        return await self._wait_for_many(client, wait, since)
+        wait_for = self._wait_for_one if len(wait.waiting) == 1 else self._wait_for_many
+        return wait_for(client, wait, since)
+
+    def _is_readable(self) -> bool:
+        """Whether the ids are ids; if not, such as a list that Jinja made text of, the worker has the value itself."""
+        try:
+            for given in self._task_ids:
+                check_task_id(given)
+        except GptImgRequestError:
+            return False
+        return True
 
     async def _wait_for_one(self, client: SharedClient, wait: Wait, since: float | None) -> str:
-        """Wait without a coroutine for each poll: thousands of triggers do."""
+        """Wait without an asyncio task for each poll: thousands of triggers do."""
         while (due := wait.next_at) is not None:
             now = time.time()
             if wait.expired(now):
@@ -159,12 +163,7 @@ class GptImgTaskTrigger(BaseTrigger):
             if task_id is None:
                 await asyncio.sleep((due if wait.deadline is None else min(due, wait.deadline)) - now)
                 continue
-            try:
-                async with asyncio.timeout(None if wait.deadline is None else wait.deadline - now) as limit:
-                    await self._poll(client, wait, task_id)
-            except TimeoutError:
-                if not limit.expired():
-                    raise
+            if not await self._poll_in_time(client, wait, task_id):
                 return "timeout"
             if since is not None:
                 wait.count_from_submission(self.timeout or 0.0, since)
@@ -209,6 +208,18 @@ class GptImgTaskTrigger(BaseTrigger):
             # All triggers of a restarted triggerer would else poll at the same moment.
             late = first is not None and first < now
             wait.add([task_id], max(first or 0.0, now), spread=wait.schedule.poll_interval if late else 0.0)
+
+    async def _poll_in_time(self, client: SharedClient, wait: Wait, task_id: str) -> bool:
+        """Poll, and return whether that came to its end before the deadline."""
+        left = None if wait.deadline is None else wait.deadline - time.time()
+        try:
+            async with asyncio.timeout(left) as limit:
+                await self._poll(client, wait, task_id)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            return False
+        return True
 
     async def _poll(self, client: SharedClient, wait: Wait, task_id: str) -> None:
         outcome: ImageTask | GptImgError

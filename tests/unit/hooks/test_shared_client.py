@@ -9,12 +9,14 @@ import gzip
 import json
 from types import SimpleNamespace
 
+import httpx
 import pytest
 
+from airflow_provider_gptimg.api.calls import poll_call
 from airflow_provider_gptimg.exceptions import GptImgAuthError, GptImgError, GptImgRequestError
 from airflow_provider_gptimg.hooks import shared_client as module
 from airflow_provider_gptimg.hooks.gptimg import GptImgHook
-from airflow_provider_gptimg.hooks.http import tls_context
+from airflow_provider_gptimg.hooks.http import async_exchange, tls_context
 from airflow_provider_gptimg.hooks.shared_client import MAX_CONNECTIONS, SharedClient, shared_client
 
 
@@ -51,6 +53,15 @@ def clock(monkeypatch) -> SimpleNamespace:
 async def test_all_waits_of_a_connection_share_it(emulator):
     async with shared_client("gptimg_default") as first, shared_client("gptimg_default") as second:
         assert first is second
+
+
+async def test_a_poll_is_a_request_that_any_transport_of_httpx_can_send(emulator):
+    """Also one that wants more of it than its text, as the present one might some day."""
+    task_id = emulator.add_task()
+    async with shared_client("gptimg_default") as client, httpx.AsyncHTTPTransport() as transport:
+        answer = await async_exchange(transport, await client.settings(), poll_call(task_id))
+    assert answer.status == 200
+    assert answer.payload["data"]["task_id"] == task_id
 
 
 async def test_each_connection_has_its_own(emulator, monkeypatch):
