@@ -159,7 +159,7 @@ def main() -> None:
     parts = ("faults", "ways", "pace")
     parser.add_argument("--quick", action="store_true", help="fewer images: 120 for 1,000, 40 for 200, 8 mapped")
     parser.add_argument("--part", action="append", choices=parts, help="default: all")
-    parser.add_argument("--mapped", type=int, default=48, help="images made by mapped tasks, each for seconds of CPU")
+    parser.add_argument("--mapped", type=int, default=200, help="images made by mapped tasks, each for seconds of CPU")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     many, some, mapped = (120, 40, 8) if options.quick else (1000, 200, options.mapped)

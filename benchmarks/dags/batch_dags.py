@@ -20,7 +20,7 @@ def prompts(number: int) -> list[str]:
 
 MANY = prompts(int(os.environ.get("BENCHMARK_MANY", "1000")))
 SOME = prompts(int(os.environ.get("BENCHMARK_SOME", "200")))
-MAPPED = prompts(int(os.environ.get("BENCHMARK_MAPPED", "48")))
+MAPPED = prompts(int(os.environ.get("BENCHMARK_MAPPED", "200")))
 KEY = "{task_id}-{index}{ext}"
 RETRIES = {"retries": 8, "retry_delay": timedelta(seconds=1)}
 
