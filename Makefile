@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-COMPAT := 2.11 3.0
+COMPAT := 2.11 3.0 3.1
 # Trust the machine's certificate store, as pip and curl do: uv alone would not.
 export UV_SYSTEM_CERTS := 1
 # Compiled once at installation; else each of Airflow's processes compiles all of it anew.
@@ -17,7 +17,7 @@ help:
 	@echo "make system  more on a running Airflow: kills at every point, the gallery, the sandbox"
 	@echo "make browser install the browser that shows the gallery to its tests (as root)"
 	@echo "make chaos   minutes of random kills"
-	@echo "make compat  one DAG of all classes on the oldest supported Airflows"
+	@echo "make compat  one DAG of all classes on older Airflows, and the gallery on 3.1"
 	@echo "make bench   what a wait, a mirrored image and a batch cost, beside official providers and by hand"
 	@echo "make check   lint, format and types"
 	@echo "make docs    the documentation, into site/"
@@ -59,7 +59,9 @@ compat-%: $(READY)
 	$(BIN)/uv pip install --quiet --python .venv-$*/bin/python --require-hashes --compile-bytecode \
 		-r tests/compat/airflow-$*.lock
 	$(BIN)/uv pip install --quiet --python .venv-$*/bin/python --no-deps --no-build-isolation --editable .
-	.venv-$*/bin/python -m pytest tests/compat
+	.venv-$*/bin/python -m pytest tests/compat $(GALLERY_TESTS)
+
+compat-3.1: GALLERY_TESTS := tests/gallery
 
 bench: $(READY)
 	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-bench

@@ -81,6 +81,7 @@ def gallery() -> Iterator[Gallery]:
             "AIRFLOW_CONN_GPTIMG_DEFAULT": emulator.connection_json,
             "AIRFLOW_CONN_GALLERY_S3": server.connection_json,
             "AIRFLOW__CORE__NUM_DAG_RUNS_TO_RETAIN_RENDERED_FIELDS": "2",
+            "AIRFLOW__CORE__MAX_NUM_RENDERED_TI_FIELDS_PER_TASK": "2",  # its name before Airflow 3.2
             "AIRFLOW__CORE__AUTH_MANAGER": "gallery_auth.OneDagLessAuthManager",
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,vera:viewer,otto:viewer",
             "PYTHONPATH": str(HERE / "auth"),

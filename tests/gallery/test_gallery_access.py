@@ -6,12 +6,15 @@ from __future__ import annotations
 import io
 
 import pytest
+from airflow import __version__ as airflow_version
 from gallery_xcoms import HOSTILE, set_xcom
 from PIL import Image
 
 from airflow_provider_gptimg.sandbox.rest import until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+
+AIRFLOW = tuple(int(part) for part in airflow_version.split(".")[:2])
 
 
 def _png() -> bytes:
@@ -216,6 +219,7 @@ def test_links_are_there_while_a_task_is_deferred(gallery):
     assert run.wait() == "success"
 
 
+@pytest.mark.skipif(AIRFLOW < (3, 3), reason="it keeps no state for tasks, so what is under way is not known")
 def test_a_batch_under_way_shows_each_request(gallery):
     prompts = ["Batch, done", "Batch, refused", "Batch, awaited"]
     run = gallery.start("gallery_batch", prompts=prompts)

@@ -141,6 +141,15 @@ def test_foreign_texts_stay_text_wherever_they_come_from(gallery, open_as):
     assert page.title() == "Generated images"
 
 
+def test_a_run_is_found_by_an_id_that_is_not_escaped(gallery, hosted_run, open_as):
+    """As Airflow 3.1 writes it into the address of its tabs."""
+    assert "+" in hosted_run.run_id
+    page = open_as("vera")
+    page.goto(f"{gallery.url}/gptimg/?of=run&dag_id={hosted_run.dag_id}&run_id={hosted_run.run_id}")
+    _shown(page, 1)
+    expect(page.locator(".tile")).to_have_count(2)
+
+
 def test_an_address_leads_nowhere_but_to_a_run(gallery, open_as):
     """Parts of the page's own address, in a link that somebody sent, must not lead to other requests."""
     page = open_as("vera")

@@ -10,7 +10,9 @@ import { Viewer } from "./viewer.js";
 const OLDER = "older runs";
 const FINAL = ["success", "failed"];
 
-const asked = new URLSearchParams(location.search);
+// Airflow 3.1 writes a run's id as it is into a tab's address, and a plus in it would be read as a space; newer ones
+// escape it, and none writes a space as a plus.
+const asked = new URLSearchParams(location.search.replaceAll("+", "%2B"));
 const number = (text) => (/^\d+$/.test(text ?? "") ? Number(text) : -1);
 
 const view = {
