@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -59,3 +61,12 @@ def test_a_dag_of_all_classes_runs(airflow_db, emulator, s3, connect, monkeypatc
     ]
     mapped = [image for task in emulator.tasks if task.prompt in ("a", "b") for image in task.images]
     assert sorted(stored) == sorted(mapped)
+
+
+def test_the_cost_of_a_dag_is_told(airflow_db, tmp_path):
+    shutil.copy(HERE / "dag_of_all_classes.py", tmp_path)
+    settings = {"AIRFLOW__CORE__DAGS_FOLDER": str(tmp_path), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
+    command = [sys.executable, "-m", "airflow_provider_gptimg.cost", "gptimg_compat"]
+    told = subprocess.run(command, env=os.environ | settings, check=True, capture_output=True, text=True).stdout
+    rows = dict(line.split(maxsplit=1) for line in told.splitlines() if line.startswith(("submit", "generate")))
+    assert {task: row.split() for task, row in rows.items()} == {"submit": ["2", "4"], "generate": ["1", "2"]}
