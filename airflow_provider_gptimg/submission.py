@@ -167,6 +167,7 @@ class Submission:
                 "and pays again"
             )
         if decision is Decision.STOP and record is not None:
+            count("submissions", outcome="unknown")
             raise self._unknown(record)
         self._log.info(decision.value)
         if decision is Decision.TAKE_UP and record is not None:

@@ -115,6 +115,8 @@ class Batch:
             sum(entry.request.credits for entry in self.entries),
             len(self.entries) - len(self._pending),
         )
+        if unknown := sum(self.standing(entry) is Standing.UNKNOWN for entry in self.entries):
+            count("submissions", unknown, outcome="unknown")
         if not self._ledger.lasts:
             self._log.warning(
                 "This Airflow keeps no state for tasks (3.3 and newer do): the batch holds this worker to its end, and "

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from airflow.observability.stats import Stats as TriggererStats
 from airflow.sdk._shared.observability.metrics.base_stats_logger import NoStatsLogger
+from airflow.sdk.exceptions import AirflowFailException
 from airflow.sdk.observability.stats import Stats
 from batch_instance import Instance, batch, prompts
 from opentelemetry import trace
@@ -19,6 +20,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from airflow_provider_gptimg.hooks.gptimg import GptImgHook
+from airflow_provider_gptimg.operators.gptimg import GptImgSubmitOperator
+from airflow_provider_gptimg.submission import RECORD_KEY
 from airflow_provider_gptimg.triggers.gptimg import GptImgTaskTrigger
 
 
@@ -90,6 +93,25 @@ def test_a_batch_counts_what_it_does(emulator: Any, instance: Instance, s3: Any,
     assert len(metrics.timings["gptimg.completion_time", "completed"]) == 5
     assert len(metrics.timings["gptimg.completion_time", "failed"]) == 1
     assert all(0.1 < seconds < 0.3 for seconds in metrics.timings["gptimg.completion_time", "completed"])
+
+
+def test_each_attempt_that_stops_at_an_unknown_submission_counts_it(
+    emulator: Any, instance: Instance, s3: Any, metrics: Backend
+) -> None:
+    """An attempt that was killed before it had an answer could not."""
+    emulator.fault("submit", "lost_after")
+    killed = instance.run(batch([*prompts(3)], on_partial_failure="succeed"))
+    metrics.counters.clear()
+    again = instance.retry().run(batch([*prompts(3)], on_partial_failure="succeed"))
+    assert (killed["unknown"], again["unknown"]) == (1, 1)
+    assert metrics.counters["gptimg.submissions", "unknown"] == 1
+    assert metrics.counters["gptimg.submissions", "accepted"] == 0
+
+    intent = {"fingerprint": "f", "credits": 2, "submitted_at": 1_776_816_723.0, "max_tries": 0}
+    instance.store.set(RECORD_KEY, intent)
+    with pytest.raises(AirflowFailException, match="up to 2 credits"):
+        GptImgSubmitOperator(task_id="submit", prompt="A fox").execute(instance.context)
+    assert metrics.counters["gptimg.submissions", "unknown"] == 2
 
 
 def test_a_wait_in_the_triggerer_tells_it_there(emulator: Any, metrics: Backend, triggerer_metrics: Backend) -> None:
