@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures of some campaigns: mapped prompts, one wait for all, a manifest and an asset for each campaign.
+"""The pictures of some campaigns: mapped prompts, one wait, a manifest and an asset for each campaign.
 
 A second DAG is started by those assets: the event of each says which images are new, and it tells the website.
 """
