@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from itertools import product
@@ -110,7 +110,10 @@ def _images(task: Any) -> int:
     requests = _literal(task.requests, "its requests are known at run time")
     if isinstance(requests, str):
         raise _Unknown(f"its requests are read at run time from {requests}")
-    return sum(_number(asked.get("n", 1)) if isinstance(asked, Mapping) else 1 for asked in requests)
+    if not isinstance(requests, Sequence):
+        raise _Unknown(f"the run would refuse it: requests={requests!r:.80} is no list")
+    each = [_literal(asked, "its requests are known at run time") for asked in requests]
+    return sum(_number(asked.get("n", 1)) if isinstance(asked, Mapping) else 1 for asked in each)
 
 
 def _number(n: Any) -> int:

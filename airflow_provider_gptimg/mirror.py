@@ -14,7 +14,7 @@ import random
 import re
 import string
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os.path import commonprefix
@@ -41,6 +41,8 @@ LOOKS_AT_A_TIME = 64
 
 _IN_MEMORY = 1024 * 1024
 _DOWNLOAD_ATTEMPTS = 4
+_REFUSALS = 4
+"""Objects that S3 may refuse, and take none, before nothing more is downloaded."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -128,6 +130,8 @@ class Mirror:
         self._downloader = Downloader(hook.settings, max_image_bytes)
         self._refusal: GptImgRequestError | None = None
         """Why S3 takes nothing from us; then there is no use in downloading the rest."""
+        self._refused = 0
+        self._has_put = False
 
     def __enter__(self) -> Mirror:
         return self
@@ -189,17 +193,17 @@ class Mirror:
             looks = pool.map(self._find_or_error, there.keys(), there.values())
             return {source: known for source, known in zip(there, looks, strict=True) if known}
 
-    def _list(self, prefix: str | None) -> set[str] | None:
+    def _list(self, prefix: str | None) -> Collection[str] | None:
         """Return the keys that start with `prefix`; None if that is not to be had in one request."""
         try:
-            return self._store.keys(self._pattern.bucket, prefix) if prefix else None
+            return self._store.sizes(self._pattern.bucket, prefix) if prefix else None
         except GptImgRequestError as error:  # there is no such bucket, say
             self._refusal = error
         except GptImgError as error:
             self._log.warning("%s; asking for each image instead", error)
         return None
 
-    def _keys_there(self, source: _Source, listed: set[str] | None) -> list[str]:
+    def _keys_there(self, source: _Source, listed: Collection[str] | None) -> list[str]:
         """Return the keys under which an earlier run may have put this image, the likeliest first.
 
         :param listed: All keys there are of its image task; None if that is not known.
@@ -284,8 +288,12 @@ class Mirror:
         try:
             etag = self._store.put(bucket, key, content, {} if self._replace else {"IfNoneMatch": "*"})
         except GptImgRequestError as error:
-            self._refusal = error
+            # It may be this key that is locked, or too long; when S3 has taken no other either, it is more than that.
+            self._refused += 1
+            if self._refused >= _REFUSALS and not self._has_put:
+                self._refusal = error
             raise
+        self._has_put = True
         skipped = etag is None
         if etag is None:
             # The key was taken before, perhaps by this very PUT, whose answer was lost.

@@ -124,8 +124,10 @@ class S3Store:
         self._log = log
         self._may_list = True
 
-    def keys(self, bucket: str, prefix: str) -> set[str] | None:
-        """Return the keys that start with `prefix`; None if we may not list, or there are more than a thousand.
+    def sizes(self, bucket: str, prefix: str) -> dict[str, int] | None:
+        """Return the size in bytes of each object whose key starts with `prefix`.
+
+        None if we may not list, or there are more than a thousand.
 
         :raises GptImgError: S3 does not answer, or there is no such bucket.
         """
@@ -139,7 +141,9 @@ class S3Store:
                 self._may_list = False
                 return None
             raise _verdict(error, f"S3 does not tell what is at s3://{bucket}/{prefix}") from error
-        return None if answer.get("IsTruncated") else {found["Key"] for found in answer.get("Contents", ())}
+        return (
+            None if answer.get("IsTruncated") else {found["Key"]: found["Size"] for found in answer.get("Contents", ())}
+        )
 
     def head(self, bucket: str, key: str, *, with_checksum: bool = True) -> dict[str, Any] | None:
         """Return what S3 says of an object; None if there is none, or none that we may see.

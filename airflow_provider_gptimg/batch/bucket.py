@@ -31,18 +31,18 @@ _NO_SUCH_BUCKET = {
 }
 
 
-def check_bucket(store: S3Store, pattern: KeyPattern, argument: str) -> None:
+def check_bucket(store: S3Store, bucket: str, prefix: str, argument: str) -> None:
     """Refuse a bucket that is not there, or not in this region, before an image is paid for.
 
     :param argument: The one that names the bucket, with its value.
     :raises GptImgRequestError: There is no such bucket.
     """
     try:
-        store.keys(pattern.bucket, pattern.folder)
+        store.sizes(bucket, prefix)
     except GptImgError as error:
         if _is_definite(error.__cause__):
             raise GptImgRequestError(
-                f"{argument} names a bucket that takes no images: {error.message}. Nothing was sent; create the "
+                f"{argument} names a bucket that takes no objects: {error.message}. Nothing was sent; create the "
                 "bucket, correct its name, or correct region_name or endpoint_url of the AWS connection"
             ) from error
 
@@ -53,24 +53,24 @@ def _is_definite(error: BaseException | None) -> bool:
 
 
 def find_gone(store: S3Store, pattern: KeyPattern, mirrored: Iterable[Entry]) -> list[Entry]:
-    """Return the requests among `mirrored` of which an object is not in the bucket any more.
+    """Return the requests among `mirrored` of which an object is not in the bucket any more, or has another size.
 
     What S3 does not tell, e.g. since we may not list, counts as being there.
     """
-    keys = {entry: {fact["key"] for fact in (entry.mirrored or {})["objects"]} for entry in mirrored}
+    sizes = {entry: {fact["key"]: fact["size"] for fact in (entry.mirrored or {})["objects"]} for entry in mirrored}
 
-    def listed(wanted: Iterable[str]) -> set[str] | None:
-        return store.keys(pattern.bucket, commonprefix(list(wanted)))  # noqa: RUF071 - S3 compares so too
+    def listed(wanted: Iterable[str]) -> dict[str, int] | None:
+        return store.sizes(pattern.bucket, commonprefix(list(wanted)))  # noqa: RUF071 - S3 compares so too
 
-    if not keys:
+    if not sizes:
         return []
     try:
         # Where few objects are beside them, one request tells all; else one for each request does.
-        everything = listed(set().union(*keys.values()))
-        found = dict.fromkeys(keys, everything)
+        everything = listed(set().union(*sizes.values()))
+        found = dict.fromkeys(sizes, everything)
         if everything is None:
             with ThreadPoolExecutor(LOOKS_AT_A_TIME, thread_name_prefix="gptimg-look") as pool:
-                found = dict(zip(keys, pool.map(listed, keys.values()), strict=True))
+                found = dict(zip(sizes, pool.map(listed, sizes.values()), strict=True))
     except GptImgError:
         return []
-    return [entry for entry, there in found.items() if there is not None and not keys[entry] <= there]
+    return [entry for entry, there in found.items() if there is not None and not sizes[entry].items() <= there.items()]

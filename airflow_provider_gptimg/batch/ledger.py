@@ -7,8 +7,9 @@ batch. A get from the state store takes about 13 ms and a set 21 ms, so records 
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -61,6 +62,7 @@ class Entry:
     :param mirrored: When the API made its images, and facts of their objects in S3, in the images' order.
     :param refusals: Times that the API failed at its submit in attempt `refused_by`.
     :param prompt: How its prompt begins; empty where that was not kept.
+    :param passed_over: `max_tries` when the batch last succeeded without asking for it; None: it never did.
     :param asked: The request; None: it is not asked for any more.
     :param error: What ended it in attempt `failed_by`, as :meth:`GptImgError.as_dict`. Another attempt forgets it.
     """
@@ -76,6 +78,7 @@ class Entry:
     refusals: int = 0
     refused_by: int = 0
     prompt: str = ""
+    passed_over: int | None = None
     asked: BatchRequest | None = None
 
     @property
@@ -130,6 +133,8 @@ class Entry:
             fields |= {"mirrored": self.mirrored}
         if self.error is not None:
             fields |= {"error": self.error, "failed_by": self.failed_by}
+        if self.passed_over is not None:
+            fields |= {"passed_over": self.passed_over}
         if self.refusals:
             fields |= {"refusals": self.refusals, "refused_by": self.refused_by}
         return fields
@@ -141,9 +146,11 @@ class Entry:
         :param delivered_max_tries: `max_tries` when the batch last succeeded; later submissions were not part of it.
         """
         submission = SubmissionRecord.from_json(value) if "submitted_at" in value else None
-        mirrored = value.get("mirrored")
-        if submission and mirrored and delivered_max_tries is not None and submission.max_tries <= delivered_max_tries:
-            submission = replace(submission, delivered_max_tries=delivered_max_tries)
+        mirrored, passed_over = value.get("mirrored"), value.get("passed_over")
+        delivered = -1 if delivered_max_tries is None else delivered_max_tries
+        was_asked_for = passed_over is None or passed_over < delivered
+        if submission and mirrored and submission.max_tries <= delivered and was_asked_for:
+            submission = replace(submission, delivered_max_tries=delivered)
         return cls(
             fingerprint=str(value.get("fingerprint")),
             occurrence=value.get("occurrence", 0),
@@ -156,6 +163,7 @@ class Entry:
             refusals=value.get("refusals", 0),
             refused_by=value.get("refused_by", 0),
             prompt=str(value.get("prompt", "")),
+            passed_over=passed_over,
         )
 
 
@@ -176,22 +184,40 @@ class Ledger:
         self._conn_id = conn_id
         self._pages: list[list[Entry]] = []
         self._announced = 0
+        self._with_room = 0
+        """The first page that may have room for another record."""
         self._delivered_max_tries: int | None = None
         self._read()
 
     def enter(self, requests: Sequence[BatchRequest]) -> list[Entry]:
         """Return the record of each request, in their order; new ones are made, and written with the first change."""
-        known = {(entry.fingerprint, entry.occurrence): entry for entry in self._entries}
+        fingerprints = [asked.request.fingerprint(self._conn_id) for asked in requests]
+        known = self._known(Counter(fingerprints))
         seen: Counter[str] = Counter()
         entered = []
-        for asked in requests:
-            fingerprint = asked.request.fingerprint(self._conn_id)
-            entry = known.get((fingerprint, seen[fingerprint])) or self._new(fingerprint, seen[fingerprint])
+        for asked, fingerprint in zip(requests, fingerprints, strict=True):
+            entry = known[fingerprint].pop(0) if known[fingerprint] else self._new(fingerprint, seen[fingerprint])
             entry.asked = asked
             entry.prompt = _beginning(asked.request.prompt)
             seen[fingerprint] += 1
             entered.append(entry)
         return entered
+
+    def _known(self, wanted: Mapping[str, int]) -> dict[str, list[Entry]]:
+        """Return the records of each fingerprint, in order; if fewer are wanted, those that have come furthest."""
+        known: dict[str, list[Entry]] = defaultdict(list)
+        for entry in self._entries:
+            known[entry.fingerprint].append(entry)
+        for fingerprint, entries in known.items():
+            entries.sort(key=lambda entry: (not entry.mirrored, not entry.task_id or entry.error is not None))
+            del entries[wanted.get(fingerprint, 0) :]
+            entries.sort(key=lambda entry: entry.occurrence)
+        return known
+
+    @staticmethod
+    def digest(entries: Iterable[Entry]) -> str:
+        """Return what is the same for the same requests, in any order."""
+        return hashlib.sha256("".join(sorted(entry.fingerprint for entry in entries)).encode()).hexdigest()
 
     @property
     def strays(self) -> list[Entry]:
@@ -248,32 +274,44 @@ class Ledger:
 
     def write(self, entries: Iterable[Entry]) -> None:
         """Write the pages that hold these records."""
-        if len(self._pages) > self._announced:
+        pages = sorted({entry.page for entry in entries})
+        if pages and pages[-1] >= self._announced:
+            # Not all there are: what is not written, the next attempt would take for empty pages.
+            self._announced = pages[-1] + 1
             self._write_header()
-        for page in sorted({entry.page for entry in entries}):
+        for page in pages:
             self._set(page_key(page), [entry.to_json() for entry in self._pages[page]])
 
     def deliver(self) -> None:
         """Note that the batch succeeded: from now on, clearing the task means "make new ones"."""
+        passed_over = [
+            entry
+            for entry in self.strays
+            if entry.mirrored and entry.submission and entry.submission.delivered_max_tries is None
+        ]
+        for entry in passed_over:
+            entry.passed_over = self.max_tries
+        self.write(passed_over)
         self._delivered_max_tries = self.max_tries
         self._write_header()
 
     def _write_header(self) -> None:
-        header: dict[str, Any] = {"version": _VERSION, "pages": len(self._pages)}
+        header: dict[str, Any] = {"version": _VERSION, "pages": self._announced}
         if self._delivered_max_tries is not None:
             header["delivered_max_tries"] = self._delivered_max_tries
         self._set(HEADER_KEY, header)
-        self._announced = len(self._pages)
 
     @property
     def _entries(self) -> Iterable[Entry]:
         return (entry for page in self._pages for entry in page)
 
     def _new(self, fingerprint: str, occurrence: int) -> Entry:
-        if not self._pages or len(self._pages[-1]) >= PAGE_SIZE:
+        while self._with_room < len(self._pages) and len(self._pages[self._with_room]) >= PAGE_SIZE:
+            self._with_room += 1
+        if self._with_room == len(self._pages):
             self._pages.append([])
-        entry = Entry(fingerprint, occurrence, page=len(self._pages) - 1)
-        self._pages[-1].append(entry)
+        entry = Entry(fingerprint, occurrence, page=self._with_room)
+        self._pages[entry.page].append(entry)
         return entry
 
     def _read(self) -> None:

@@ -32,6 +32,7 @@ class Report:
     """How each request of a batch ended.
 
     :param unknown: Submitted, and nobody knows the outcome; also those that are not asked for any more.
+    :param strays: Accepted by the API, and not asked for any more.
     :param stopped: The error that ended submission early.
     :param on_unknown: `resubmit` if another attempt submits any of `unknown` again, else `fail`.
     :param try_number: Of this attempt.
@@ -41,6 +42,7 @@ class Report:
     failed: list[Entry]
     unknown: list[Entry]
     not_submitted: list[Entry]
+    strays: list[Entry]
     stopped: GptImgError | None
     on_unknown: str
     try_number: int
@@ -48,7 +50,8 @@ class Report:
     @property
     def charged(self) -> int:
         """Credits that this attempt was charged, before refunds."""
-        return sum(_credits(entry) for entry in self._accepted if entry.submitted_by == self.try_number)
+        accepted = (*self._accepted, *self.strays)
+        return sum(_credits(entry) for entry in accepted if entry.submitted_by == self.try_number)
 
     @property
     def is_complete(self) -> bool:

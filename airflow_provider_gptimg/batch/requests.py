@@ -97,7 +97,7 @@ def _read_json_lines(text: str, uri: str) -> Iterator[tuple[int, Any]]:
             continue
         try:
             yield number, json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise GptImgRequestError(
                 f"line {number} of {uri} is no JSON: {error}. Each line is a prompt or an object of submit arguments; "
                 "for CSV, the key must end in .csv"
@@ -131,6 +131,6 @@ def _read_cells(cells: dict[str, Any], number: int, uri: str) -> dict[str, Any]:
     if extra_body := cells.get("extra_body"):
         try:
             cells["extra_body"] = json.loads(extra_body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise GptImgRequestError(f"line {number} of {uri}: extra_body is no JSON: {error}") from None
     return cells

@@ -22,6 +22,7 @@ from airflow_provider_gptimg.exceptions import (
     GptImgError,
     GptImgInsufficientCreditsError,
     GptImgRateLimitError,
+    GptImgRequestError,
     GptImgServerError,
     GptImgSubmissionUnknownError,
     GptImgTaskFailedError,
@@ -181,6 +182,28 @@ class Batch:
         return bool(self._in_flight) or self._may_submit
 
     @property
+    def digest(self) -> str:
+        """What tells whether the next leg was given the same requests."""
+        return Ledger.digest(self.entries)
+
+    def stop_if_changed(self, digest: str | None) -> None:
+        """Submit nothing more in this attempt unless its first leg had these requests: none of others was agreed to.
+
+        :param digest: As the leg before had it; None: that is not known.
+        """
+        if digest is None or digest == self.digest:
+            return
+        strays = [stray.task_id for stray in self._ledger.strays if stray.task_id and not stray.mirrored]
+        dropped = f" Paid for and not asked for any more: {', '.join(strays)}." if strays else ""
+        self._stop(
+            GptImgRequestError(
+                "requests changed while the task was deferred, when it was rendered or read anew, and what is new in "
+                f"it was not agreed to.{dropped} Let a task upstream make the list, or use @task.gptimg_batch, which "
+                "keeps it"
+            )
+        )
+
+    @property
     def can_defer(self) -> bool:
         """Whether another process can go on, and there is time enough to start one."""
         return self._ledger.lasts and bool(self._in_flight) and not (self._is_paused and self.pace.is_short)
@@ -226,6 +249,7 @@ class Batch:
             failed=ended[Standing.FAILED],
             unknown=unknown,
             not_submitted=ended[Standing.PENDING],
+            strays=[stray for stray in self._ledger.strays if stray.task_id],
             stopped=self.pace.stopped_by,
             on_unknown="resubmit" if "resubmit" in map(self._on_unknown, unknown) else "fail",
             try_number=self._ledger.try_number,

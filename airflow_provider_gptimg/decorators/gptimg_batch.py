@@ -68,7 +68,7 @@ class _GptImgBatchDecoratedOperator(DecoratedOperator, GptImgBatchToS3Operator):
         return super().execute(context)
 
     def execute_complete(  # type: ignore[override]
-        self, context: Context, event: Any = None, *, pace: dict[str, Any] | None = None
+        self, context: Context, event: Any = None, *, pace: dict[str, Any] | None = None, digest: str | None = None
     ) -> Any:
         """Go on with the same requests after the trigger has fired.
 
@@ -76,7 +76,7 @@ class _GptImgBatchDecoratedOperator(DecoratedOperator, GptImgBatchToS3Operator):
         """
         ti = context["ti"]
         self.requests = ti.xcom_pull(task_ids=ti.task_id, key=_REQUESTS_KEY, map_indexes=ti.map_index)
-        return super().execute_complete(context, event, pace=pace)
+        return super().execute_complete(context, event, pace=pace, digest=digest)
 
 
 def gptimg_batch_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:

@@ -103,8 +103,10 @@ def read_records(
                 func.length(state.value) <= _LARGEST,
             )
         )
+        attempts = {(row.task_id, row.map_index): row.try_number for row in rows}
         for page in sorted(pages, key=lambda page: _page_number(page.key)):
-            listed[page.task_id, page.map_index] += _read_page(page.key, _value(page.value))
+            place = (page.task_id, page.map_index)
+            listed[place] += _read_page(page.key, _value(page.value), attempts.get(place))
     records = []
     for row in rows:
         place = (row.task_id, row.map_index)
@@ -146,8 +148,11 @@ def _page_number(key: str) -> int:
     return int(found[1]) if found else -1
 
 
-def _read_page(key: str, page: Any) -> Iterator[Listed]:
-    """Yield the requests of a batch that stand in one page of its ledger; nothing of what cannot be read."""
+def _read_page(key: str, page: Any, try_number: int | None) -> Iterator[Listed]:
+    """Yield the requests of a batch that stand in one page of its ledger; nothing of what cannot be read.
+
+    :param try_number: Of the batch's attempt, to which errors of earlier ones mean nothing.
+    """
     if _page_number(key) < 0 or not isinstance(page, list):
         return
     for number, value in enumerate(page):
@@ -155,7 +160,8 @@ def _read_page(key: str, page: Any) -> Iterator[Listed]:
             entry = Entry.from_json(value, _page_number(key), None)
             objects = (entry.mirrored or {}).get("objects") or ()
             pictures = [_read_object(entry.task_id, index, fact) for index, fact in enumerate(objects) if fact]
-            error = str(entry.error.get("message") or "It failed") if entry.error else None
+            failed = entry.error if entry.failed_by == try_number else None
+            error = str(failed.get("message") or "It failed") if failed else None
             credits = entry.submission.credits if entry.submission else 0
             n = min(max(1, int(credits) // CREDITS_PER_IMAGE), MAX_IMAGES)
         except (AttributeError, KeyError, TypeError, ValueError):

@@ -84,11 +84,12 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         return self._go_on(context, Pace(), is_first_leg=True)
 
     def execute_complete(  # type: ignore[override]
-        self, context: Context, event: Any = None, *, pace: dict[str, Any] | None = None
+        self, context: Context, event: Any = None, *, pace: dict[str, Any] | None = None, digest: str | None = None
     ) -> Any:
         """Go on after the trigger has fired.
 
         :param pace: Of the leg that deferred; None, as `dag.test()` has it: a new one.
+        :param digest: Of the requests of that leg; None: that is not known.
         :raises GptImgError: As :meth:`execute`.
         """
         from airflow_provider_gptimg.batch.pace import Pace
@@ -96,9 +97,9 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
 
         with airflow_verdict():
             read_event(event)
-        return self._go_on(context, Pace(**(pace or {})))
+        return self._go_on(context, Pace(**(pace or {})), digest)
 
-    def _go_on(self, context: Context, pace: Pace, is_first_leg: bool = False) -> Any:
+    def _go_on(self, context: Context, pace: Pace, digest: str | None = None, *, is_first_leg: bool = False) -> Any:
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
         from airflow_provider_gptimg.batch.bucket import check_bucket
@@ -121,9 +122,11 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
             self._check_cost(requests)
             if is_first_leg:
                 named = f"s3_bucket={self.s3_bucket!r}" if self.s3_bucket else f"s3_key={self.s3_key!r}"
-                check_bucket(store, destination.pattern, named)
+                check_bucket(store, destination.pattern.bucket, destination.pattern.folder, named)
+                if destination.manifest:
+                    check_bucket(store, *destination.manifest, f"manifest_key={self.manifest_key!r}")
             manifest = destination.manifest and Manifest(store, *destination.manifest, context, replace=self.replace)
-            if manifest:
+            if manifest and is_first_leg:
                 manifest.claim()
             ledger = Ledger(context, hook.gptimg_conn_id)
             with Mirror(
@@ -139,7 +142,8 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
                 if is_first_leg:
                     batch.introduce()
                     batch.recover(store)
-                self._see_through(batch)
+                batch.stop_if_changed(digest)
+                self._see_through(batch, digest or batch.digest)
             report = batch.report()
         with airflow_verdict(report.on_unknown):
             return self._conclude(context, report, ledger, destination.pattern, manifest, s3)
@@ -179,8 +183,11 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         cost = sum(asked.request.credits for asked in requests)
         check_max_credits(self.max_credits, cost, f"this batch of {len(requests)} requests")
 
-    def _see_through(self, batch: Batch) -> None:
-        """Work and wait until nothing is left to do; where that is better, defer, and go on in another leg."""
+    def _see_through(self, batch: Batch, digest: str) -> None:
+        """Work and wait until nothing is left to do; where that is better, defer, and go on in another leg.
+
+        :param digest: Of the requests that the attempt began with.
+        """
         from airflow_provider_gptimg.triggers.gptimg import GptImgTaskTrigger
 
         batch.look()
@@ -189,7 +196,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
                 self.defer(
                     trigger=GptImgTaskTrigger(**batch.trigger_arguments()),
                     method_name="execute_complete",
-                    kwargs={"pace": batch.pace.as_dict()},
+                    kwargs={"pace": batch.pace.as_dict(), "digest": digest},
                 )
             batch.hold()
 
@@ -204,6 +211,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
     ) -> dict[str, Any]:
         """Tell what there is, also of a batch that failed; then end as `on_partial_failure` says."""
         from airflow_provider_gptimg.batch.report import mirrored_objects
+        from airflow_provider_gptimg.exceptions import GptImgError
         from airflow_provider_gptimg.lineage import describe_outlets, report_to_collector
         from airflow_provider_gptimg.submission import once_succeeded
 
@@ -212,12 +220,18 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
             ti.xcom_push(key="credits", value=report.charged)
         self._lineage = pattern, objects
         report_to_collector(s3, objects)
-        if manifest:
-            manifest.write(objects, tasks, {entry.task_id: entry.request.prompt for entry in report.mirrored})
         summary = report.summary(manifest.uri if manifest else None)
         self.log.info("Batch: %s", summary)
-        error = report.error()
-        if error and (self.on_partial_failure == "fail" or not report.mirrored):
+        error = None if report.mirrored and self.on_partial_failure == "succeed" else report.error()
+        if manifest:
+            try:
+                manifest.claim()
+                manifest.write(objects, tasks, {entry.task_id: entry.request.prompt for entry in report.mirrored})
+            except GptImgError as refusal:
+                if error is None:
+                    raise
+                self.log.error("%s", refusal)  # the task fails for something else
+        if error:
             raise error
         once_succeeded(context, ledger.deliver)
         describe_outlets(context.get("outlet_events"), self.outlets, pattern, objects, summary["manifest"])

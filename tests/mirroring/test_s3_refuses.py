@@ -86,6 +86,15 @@ def test_a_refusal_fails_at_once(emulator, s3, proxy, mirror, refusal):
         mirror(emulator.add_task())
 
 
+def test_an_object_that_is_refused_keeps_no_other_from_its_place(emulator, s3, proxy, mirror):
+    task_ids = [emulator.add_task() for _ in range(6)]
+    locked = f"/images/gptimg/{task_ids[0]}/"
+    proxy.rule = lambda request: DENIED if request.method == "PUT" and request.path.startswith(locked) else None
+    with pytest.raises(AirflowFailException, match=f"{task_ids[0]}.*AccessDenied.*Of 6 image tasks 1 failed"):
+        mirror(task_ids, concurrency=1)
+    assert len(keys(s3)) == 5
+
+
 def test_a_refusal_ends_the_downloads(emulator, s3, proxy, mirror):
     proxy.fault("PUT", *DENIED, times=None)
     with pytest.raises(AirflowFailException, match="Of 20 image tasks 20 failed"):
