@@ -134,7 +134,9 @@ def _read_error(call: Call, answer: Answer) -> GptImgError:
         if call.is_submit:
             return _unknown("the answer did not come from the API (no JSON envelope: a proxy?)", answer)
         if status in (401, 403):
-            return GptImgAuthError("gptimg, or a gateway before it, rejected the key", http_status=status)
+            return GptImgAuthError(
+                "gptimg, or a gateway before it, rejected the key", http_status=status, request_id=_request_id(answer)
+            )
         return GptImgProtocolError(
             "The answer did not come from the API (no JSON envelope): a proxy, or the connection's host is another",
             http_status=status,
@@ -221,9 +223,9 @@ def _http_date(value: str | None) -> float | None:
         return None
     try:
         moment = parsedate_to_datetime(value)
-    except ValueError:
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
         return None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _answered_at(answer: Answer) -> float:

@@ -203,15 +203,24 @@ def _check_references(references: object) -> tuple[str, ...]:
 
 
 def _check_reference(position: int, reference: object) -> str:
-    if isinstance(reference, str) and not re.search(r"\s", reference) and _can_be_sent(reference):
+    if isinstance(reference, str) and _can_be_sent(reference):
+        if reference.startswith("s3://"):
+            # A key may have spaces in it. One at its end is rather a slip, and so is another kind of space.
+            if all(split_s3_uri(reference)) and not re.search(r"[^\S ]|\s$", reference):
+                return reference
+            raise _no_reference(position, reference)
+        if re.search(r"\s", reference):
+            raise _no_reference(position, reference)
         scheme = reference.split(":", 1)[0].lower()
         if scheme == "https" and re.match(r"https://[^/?#]+", reference, re.IGNORECASE):
             return reference
         if reference.lower().startswith("data:image/") and "," in reference:
             return reference
-        if scheme == "s3" and reference.startswith("s3://") and all(split_s3_uri(reference)):
-            return reference
-    raise GptImgRequestError(
+    raise _no_reference(position, reference)
+
+
+def _no_reference(position: int, reference: object) -> GptImgRequestError:
+    return GptImgRequestError(
         f"reference_images[{position}]={reference!r:.60} is none of 'https://…', 'data:image/…' and 's3://bucket/key'"
     )
 

@@ -197,6 +197,9 @@ class ConnectionSettings:
         )
 
 
+_LONGEST = 86_400.0
+
+
 def _read_seconds(name: str, value: Any) -> float:
     """Return a number of seconds, also from text; only a first poll may come after none."""
     at_least = 0.0 if name == "first_poll_after" else 0.001
@@ -204,8 +207,8 @@ def _read_seconds(name: str, value: Any) -> float:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         number = -1.0
-    if not at_least <= number < float("inf") or isinstance(value, bool):
-        raise ValueError(f"is not a number of seconds of at least {at_least:g}")
+    if not at_least <= number <= _LONGEST or isinstance(value, bool):
+        raise ValueError(f"is not a number of seconds from {at_least:g} to {_LONGEST:g}, a day")
     return number
 
 

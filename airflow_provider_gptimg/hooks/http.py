@@ -33,6 +33,7 @@ USER_AGENT = f"airflow-provider-gptimg/{__version__}"
 
 _SHORTEST_SECRET = 5
 _WANTED_HEADERS = ("date", "retry-after", "x-request-id")
+_SHOWN = 300
 _MAX_BODY = 4 * 1024 * 1024
 _NO_BODY = httpx.ByteStream(b"")
 _TOO_LARGE = NoAnswer("the answer is larger than any answer of the API", sent=True)
@@ -109,6 +110,8 @@ class _TimeLimit:
 
     def __init__(self, seconds: float) -> None:
         self.is_over = False
+        self.has_sent = False
+        """Whether the call itself was begun to be sent, not just a proxy asked for the way to its host."""
         self._seconds = seconds
         self._stream: Any = None
         self._timer = threading.Timer(seconds, self._end)
@@ -127,6 +130,8 @@ class _TimeLimit:
             if self.is_over:
                 raise httpx.ConnectTimeout(f"no connection in {self._seconds:g} s")
             self.take(info["return_value"])
+        elif event.endswith(".send_request_headers.started") and info["request"].method != b"CONNECT":
+            self.has_sent = True
 
     def take(self, stream: Any) -> None:
         """Close this connection when time is up."""
@@ -160,7 +165,8 @@ def exchange(
                     if len(body) > _MAX_BODY:
                         return _without_body(response, _TOO_LARGE, settings)
         except (httpx.RequestError, OSError) as error:
-            return _without_body(response, _no_answer(error, settings, limit.is_over), settings)
+            no_answer = _no_answer(error, settings, limit.is_over, limit.has_sent, secrets)
+            return _without_body(response, no_answer, settings)
     return _answer(response, bytes(body), settings, secrets)
 
 
@@ -189,9 +195,16 @@ async def async_exchange(
                         return _without_body(response, _TOO_LARGE, settings)
             finally:
                 await response.aclose()
-    except (httpx.RequestError, OSError) as error:
+    except _transport_errors() as error:
         return _without_body(response, _no_answer(error, settings, isinstance(error, TimeoutError)), settings)
     return _answer(response, bytes(body), settings, ())
+
+
+def _transport_errors() -> tuple[type[Exception], ...]:
+    import aiohttp  # it takes 0.1 s, and who waits on a worker needs none of it
+
+    # httpx_aiohttp leaves some as they are, of answers that are no HTTP, say.
+    return httpx.RequestError, OSError, aiohttp.ClientError
 
 
 def _headers(settings: ConnectionSettings, call: Call) -> dict[str, str]:
@@ -245,14 +258,18 @@ def _read_headers(base_url: str, api_key: str) -> httpx.Headers:
 
 
 def _answer(response: httpx.Response, body: bytes, settings: ConnectionSettings, secrets: tuple[str, ...]) -> Answer:
-    # A shorter text would be found in innocent words; Airflow's own masker leaves it alone, too.
-    secrets = tuple(secret for secret in (settings.api_key, *secrets) if len(secret) >= _SHORTEST_SECRET)
+    secrets = _long_enough(settings.api_key, *secrets)
     return Answer(
         status=response.status_code,
         headers=_clean_headers(response.headers, secrets),
         payload=read_payload(body, secrets),
         received_at=time.time(),
     )
+
+
+def _long_enough(*secrets: str) -> tuple[str, ...]:
+    # A shorter text would be found in innocent words; Airflow's own masker leaves it alone, too.
+    return tuple(secret for secret in secrets if len(secret) >= _SHORTEST_SECRET)
 
 
 def _without_body(
@@ -276,8 +293,17 @@ def _clean_headers(headers: httpx.Headers, secrets: tuple[str, ...]) -> dict[str
     return wanted
 
 
-def _no_answer(error: Exception, settings: ConnectionSettings, out_of_time: bool) -> NoAnswer:
-    reason = ": ".join(filter(None, (type(error).__name__, str(error))))
+def _no_answer(
+    error: Exception,
+    settings: ConnectionSettings,
+    out_of_time: bool,
+    has_sent: bool = True,
+    secrets: tuple[str, ...] = (),
+) -> NoAnswer:
+    reason = " ".join(str(error).split())
+    for secret in _long_enough(settings.api_key, *secrets):
+        reason = reason.replace(secret, "***")  # what is no HTTP may quote the request
+    reason = ": ".join(filter(None, (type(error).__name__, reason[:_SHOWN])))
     if out_of_time:
         reason = f"the answer took longer than {settings.call_timeout:g} s"
-    return NoAnswer(reason, sent=not isinstance(error, _NOT_SENT))
+    return NoAnswer(reason, sent=has_sent and not isinstance(error, _NOT_SENT))

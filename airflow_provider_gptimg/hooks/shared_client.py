@@ -30,6 +30,8 @@ __all__ = ["MAX_CONNECTIONS", "SharedClient", "shared_client"]
 MAX_CONNECTIONS = 36
 KEEP_ALIVE = 75.0
 """Seconds an idle connection is kept: longer than any usual poll interval, or each poll would open one."""
+_MAX_HEADER = 64 * 1024
+"""Bytes of an answer's header line: as many as a worker's own client takes, where aiohttp has 8 KiB."""
 _FRESH = 60.0
 """Seconds for which a connection's fields, once read, serve further triggers."""
 
@@ -102,7 +104,9 @@ class SharedClient:
 
         def session() -> aiohttp.ClientSession:
             connector = aiohttp.TCPConnector(limit=MAX_CONNECTIONS, keepalive_timeout=KEEP_ALIVE, ssl=context)
-            return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+            return aiohttp.ClientSession(
+                connector=connector, cookie_jar=aiohttp.DummyCookieJar(), max_field_size=_MAX_HEADER
+            )
 
         # No time-outs of its own: each call has one, from its first byte to its last.
         return AiohttpTransport(

@@ -147,5 +147,8 @@ def _may_be_shown(url: Any) -> bool:
     """Return whether a URL is one to open in a browser: a query may be a signature, user-info a password."""
     if not isinstance(url, str):
         return False
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
     return parts.scheme in ("https", "http") and bool(parts.netloc) and "@" not in parts.netloc and not parts.query

@@ -90,8 +90,8 @@ class GptImgTaskSensor(BaseSensorOperator):
 
     def _start_in_triggerer(self) -> None:
         """Let the scheduler hand this task to the triggerer, if Airflow can and can render `gptimg_task_id` there."""
-        task_id = _renderable_in_triggerer(self.gptimg_task_id)
-        if task_id is None:
+        task_id, conn_id = map(_renderable_in_triggerer, (self.gptimg_task_id, self.gptimg_conn_id))
+        if task_id is None or conn_id is None:
             return
         from airflow.triggers.base import StartTriggerArgs
 
@@ -99,7 +99,7 @@ class GptImgTaskSensor(BaseSensorOperator):
             trigger_cls="airflow_provider_gptimg.triggers.gptimg.GptImgTaskTrigger",
             trigger_kwargs={
                 "gptimg_task_id": task_id,
-                "gptimg_conn_id": self.gptimg_conn_id,
+                "gptimg_conn_id": conn_id,
                 "poll_interval": self.poll_interval,
                 "first_poll_after": self.first_poll_after,
                 "timeout": self.timeout,
@@ -202,12 +202,12 @@ class GptImgTaskSensor(BaseSensorOperator):
 
 
 def _renderable_in_triggerer(task_id: Any) -> Any:
-    """Return `task_id` in a form that the triggerer can render; None if there is none.
+    """Return an id, or ids, in a form that the triggerer can render; None if there is none.
 
     The triggerer renders Jinja, but resolves no `XComArg`, and a pull without `map_indexes` never returns there.
     """
     if isinstance(task_id, str):
-        return task_id if "xcom_pull" not in task_id or "map_indexes" in task_id else None
+        return task_id if task_id.count("xcom_pull") <= task_id.count("map_indexes") else None
     if isinstance(task_id, list):
         rendered = [_renderable_in_triggerer(entry) for entry in task_id]
         return rendered if rendered and None not in rendered else None

@@ -22,6 +22,7 @@ def finished(*urls: object) -> dict[str, object]:
         (finished("https://file.gptimg.co/a.png?X-Amz-Signature=1"), ""),
         (finished("https://user:secret@file.gptimg.co/a.png"), ""),
         (finished("javascript:alert(1)"), ""),
+        (finished("http://["), ""),
         (finished(None, 5), ""),
         ("t1", ""),
         (None, ""),

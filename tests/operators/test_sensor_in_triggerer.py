@@ -94,6 +94,7 @@ class TestFallBack:
             "{{ ti.xcom_pull(task_ids='submit') }}",
             "{{ task_instance.xcom_pull('submit') }}",
             ["gpt-image-2-x", "{{ ti.xcom_pull(task_ids='submit') }}"],
+            "{{ ti.xcom_pull(task_ids='a', map_indexes=-1) or ti.xcom_pull(task_ids='b') }}",
             {"task_id": "gpt-image-2-x"},
             [],
             None,
@@ -104,6 +105,10 @@ class TestFallBack:
         operator = sensor(gptimg_task_id)
         assert operator.start_from_trigger is False
         assert operator.start_trigger_args is None
+
+    def test_for_a_connection_that_the_triggerer_cannot_render(self):
+        pull = "{{ ti.xcom_pull(task_ids='which') }}"
+        assert sensor("gpt-image-2-x", gptimg_conn_id=pull).start_from_trigger is False
 
     def test_for_a_mapped_submit(self):
         submit = GptImgSubmitOperator.partial(task_id="submit").expand(prompt=["a", "b"])
