@@ -84,16 +84,20 @@ def test_a_header_that_quotes_the_key_brings_it_nowhere(serve, poll, caplog, lin
 
 
 def test_a_moment_beyond_all_calendars_is_none(serve, poll):
-    with serve("HTTP/1.1 429 Too Many Requests", f"retry-after: {NEVER}", "content-length: 0"):
-        with pytest.raises(GptImgRateLimitError) as caught:
-            poll(GptImgHook())
+    with (
+        serve("HTTP/1.1 429 Too Many Requests", f"retry-after: {NEVER}", "content-length: 0"),
+        pytest.raises(GptImgRateLimitError) as caught,
+    ):
+        poll(GptImgHook())
     assert caught.value.retry_after is None
 
 
 def test_a_key_that_a_gateway_rejects_has_its_request_id(serve, poll):
-    with serve("HTTP/1.1 401 Unauthorized", "x-request-id: req_1", "content-length: 0"):
-        with pytest.raises(GptImgAuthError) as caught:
-            poll(GptImgHook())
+    with (
+        serve("HTTP/1.1 401 Unauthorized", "x-request-id: req_1", "content-length: 0"),
+        pytest.raises(GptImgAuthError) as caught,
+    ):
+        poll(GptImgHook())
     assert caught.value.request_id == "req_1"
 
 
