@@ -55,7 +55,7 @@ def test_the_manifest():
 
 
 def test_the_summary_of_a_batch():
-    report = Report([], [], [], [], stopped=None, on_unknown="fail", try_number=1)
+    report = Report([], [], [], [], [], stopped=None, on_unknown="fail", try_number=1)
     assert set(documented("docs/classes/batch.md", "The summary")) == set(report.summary(None))
 
 
@@ -84,7 +84,7 @@ def test_the_metrics_with_their_tags():
     said = {metric.strip("`"): set(re.findall(r"`(\w+)`", tags)) for metric, tags, _ in table}
     sources = "\n".join(path.read_text() for path in PACKAGE.rglob("*.py") if "emulator" not in path.parts)
     sent: dict[str, set[str]] = {}
-    for name, tags in re.findall(r"\bcount\(\"(\w+)\"([^)]*)\)", sources):
+    for name, tags in re.findall(r"(?<![.\w])count\(\"(\w+)\"([^)]*)\)", sources):
         sent.setdefault(f"gptimg.{name}", set()).update(re.findall(r"(\w+)=", tags))
     for name, tags in re.findall(r"stats\.\w+\(\"(gptimg\.\w+)\", [^\n]*tags=\{([^}]*)\}", sources):
         sent.setdefault(name, set()).update(re.findall(r"\"(\w+)\":", tags))
