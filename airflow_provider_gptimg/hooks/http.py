@@ -110,8 +110,8 @@ class _TimeLimit:
 
     def __init__(self, seconds: float) -> None:
         self.is_over = False
-        self.has_sent = False
-        """Whether the call itself was begun to be sent, not just a proxy asked for the way to its host."""
+        self.only_asked_proxy = False
+        """Whether nothing went out but the question to a proxy for the way: then the call itself was not sent."""
         self._seconds = seconds
         self._stream: Any = None
         self._timer = threading.Timer(seconds, self._end)
@@ -130,8 +130,8 @@ class _TimeLimit:
             if self.is_over:
                 raise httpx.ConnectTimeout(f"no connection in {self._seconds:g} s")
             self.take(info["return_value"])
-        elif event.endswith(".send_request_headers.started") and info["request"].method != b"CONNECT":
-            self.has_sent = True
+        elif event.endswith(".send_request_headers.started"):
+            self.only_asked_proxy = info["request"].method == b"CONNECT"
 
     def take(self, stream: Any) -> None:
         """Close this connection when time is up."""
@@ -165,7 +165,7 @@ def exchange(
                     if len(body) > _MAX_BODY:
                         return _without_body(response, _TOO_LARGE, settings)
         except (httpx.RequestError, OSError) as error:
-            no_answer = _no_answer(error, settings, limit.is_over, limit.has_sent, secrets)
+            no_answer = _no_answer(error, settings, limit.is_over, limit.only_asked_proxy, secrets)
             return _without_body(response, no_answer, settings)
     return _answer(response, bytes(body), settings, secrets)
 
@@ -297,7 +297,7 @@ def _no_answer(
     error: Exception,
     settings: ConnectionSettings,
     out_of_time: bool,
-    has_sent: bool = True,
+    only_asked_proxy: bool = False,
     secrets: tuple[str, ...] = (),
 ) -> NoAnswer:
     reason = " ".join(str(error).split())
@@ -306,4 +306,4 @@ def _no_answer(
     reason = ": ".join(filter(None, (type(error).__name__, reason[:_SHOWN])))
     if out_of_time:
         reason = f"the answer took longer than {settings.call_timeout:g} s"
-    return NoAnswer(reason, sent=has_sent and not isinstance(error, _NOT_SENT))
+    return NoAnswer(reason, sent=not (only_asked_proxy or isinstance(error, _NOT_SENT)))
