@@ -141,9 +141,9 @@ class S3Store:
                 self._may_list = False
                 return None
             raise _verdict(error, f"S3 does not tell what is at s3://{bucket}/{prefix}") from error
-        return (
-            None if answer.get("IsTruncated") else {found["Key"]: found["Size"] for found in answer.get("Contents", ())}
-        )
+        if answer.get("IsTruncated"):
+            return None
+        return {found["Key"]: found["Size"] for found in answer.get("Contents", ())}
 
     def head(self, bucket: str, key: str, *, with_checksum: bool = True) -> dict[str, Any] | None:
         """Return what S3 says of an object; None if there is none, or none that we may see.

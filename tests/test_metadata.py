@@ -223,8 +223,16 @@ class TestWheel:
             assert f"\nClassifier: {classifier}\n" in text
 
 
-def test_the_lock_names_no_address():
+@pytest.mark.parametrize(
+    "path",
+    [
+        "requirements.lock",
+        "benchmarks/requirements.lock",
+        *(f"tests/compat/airflow-{v}.lock" for v in ("2.11", "3.0", "3.1")),
+    ],
+)
+def test_no_lock_names_an_address(path):
     """Else it would tie each user to one package index."""
-    lock = (ROOT / "requirements.lock").read_text()
+    lock = (ROOT / path).read_text()
     assert not re.findall(r"https?://|--(?:extra-)?index|--find-links", lock)
     assert "--hash=sha256:" in lock

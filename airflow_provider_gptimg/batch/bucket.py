@@ -34,6 +34,7 @@ _NO_SUCH_BUCKET = {
 def check_bucket(store: S3Store, bucket: str, prefix: str, argument: str) -> None:
     """Refuse a bucket that is not there, or not in this region, before an image is paid for.
 
+    :param prefix: Of the keys that will be written there.
     :param argument: The one that names the bucket, with its value.
     :raises GptImgRequestError: There is no such bucket.
     """

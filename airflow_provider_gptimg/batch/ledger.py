@@ -7,7 +7,6 @@ batch. A get from the state store takes about 13 ms and a set 21 ms, so records 
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +15,12 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_gptimg.api.requests import ImageRequest
-from airflow_provider_gptimg.exceptions import GptImgError, GptImgSubmissionUnknownError
+from airflow_provider_gptimg.exceptions import (
+    GptImgError,
+    GptImgSubmissionUnknownError,
+    GptImgTaskFailedError,
+    from_dict,
+)
 from airflow_provider_gptimg.submission import Decision, SubmissionRecord, decide
 
 if TYPE_CHECKING:
@@ -85,6 +89,20 @@ class Entry:
     def task_id(self) -> str:
         """The id of its image task; empty if none is known."""
         return (self.submission and self.submission.task_id) or ""
+
+    @property
+    def is_refunded(self) -> bool:
+        """Whether its generation failed, which costs nothing."""
+        return isinstance(from_dict(self.error or {}), GptImgTaskFailedError)
+
+    @property
+    def left_to_do(self) -> int:
+        """How far it is from done: least if mirrored, more if paid for, then if perhaps paid for, most if not."""
+        if self.mirrored:
+            return 0
+        if self.submission is None or self.is_refunded:
+            return 3
+        return 1 if self.task_id else 2
 
     @property
     def place(self) -> str:
@@ -209,15 +227,10 @@ class Ledger:
         for entry in self._entries:
             known[entry.fingerprint].append(entry)
         for fingerprint, entries in known.items():
-            entries.sort(key=lambda entry: (not entry.mirrored, not entry.task_id or entry.error is not None))
+            entries.sort(key=lambda entry: entry.left_to_do)
             del entries[wanted.get(fingerprint, 0) :]
             entries.sort(key=lambda entry: entry.occurrence)
         return known
-
-    @staticmethod
-    def digest(entries: Iterable[Entry]) -> str:
-        """Return what is the same for the same requests, in any order."""
-        return hashlib.sha256("".join(sorted(entry.fingerprint for entry in entries)).encode()).hexdigest()
 
     @property
     def strays(self) -> list[Entry]:

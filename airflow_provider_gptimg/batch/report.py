@@ -14,7 +14,6 @@ from airflow_provider_gptimg.batch.ledger import Entry
 from airflow_provider_gptimg.exceptions import (
     GptImgError,
     GptImgSubmissionUnknownError,
-    GptImgTaskFailedError,
     from_dict,
 )
 from airflow_provider_gptimg.mirror import MirroredObject
@@ -74,7 +73,7 @@ class Report:
             "taken_up": sum(entry.submitted_by < self.try_number for entry in self._accepted),
             "images": len(objects),
             "bytes": sum(fact["size"] for fact in objects),
-            "credits": sum(_credits(entry) for entry in self._accepted if not _is_refunded(entry)),
+            "credits": sum(_credits(entry) for entry in self._accepted if not entry.is_refunded),
             "manifest": manifest,
             "errors": [],
         }
@@ -139,10 +138,6 @@ def mirrored_objects(entries: Iterable[Entry]) -> tuple[list[MirroredObject], di
 
 def _credits(entry: Entry) -> int:
     return entry.submission.credits if entry.submission else 0
-
-
-def _is_refunded(entry: Entry) -> bool:
-    return isinstance(from_dict(entry.error or {}), GptImgTaskFailedError)
 
 
 def _unknown(entry: Entry) -> GptImgSubmissionUnknownError:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -109,7 +110,7 @@ class Batch:
         return self._ledger.standing(entry, self._on_unknown(entry))
 
     def introduce(self) -> None:
-        """Log, once an attempt, what there is to do and what earlier attempts have left."""
+        """Log and count, once an attempt, what there is to do and what earlier attempts have left."""
         self._log.info(
             "Batch of %d requests, which cost %d credits in all: %d have been submitted by earlier attempts",
             len(self.entries),
@@ -123,7 +124,7 @@ class Batch:
                 "This Airflow keeps no state for tasks (3.3 and newer do): the batch holds this worker to its end, and "
                 "if the attempt dies, the next one submits and pays again"
             )
-        if strays := [stray.task_id for stray in self._ledger.strays if stray.task_id and not stray.mirrored]:
+        if strays := self._undelivered_strays:
             self._log.warning(
                 "%d image tasks of earlier attempts are paid for and not asked for any more: %s",
                 len(strays),
@@ -183,8 +184,8 @@ class Batch:
 
     @property
     def digest(self) -> str:
-        """What tells whether the next leg was given the same requests."""
-        return Ledger.digest(self.entries)
+        """What is the same for the same requests, in any order."""
+        return hashlib.sha256("".join(sorted(entry.fingerprint for entry in self.entries)).encode()).hexdigest()
 
     def stop_if_changed(self, digest: str | None) -> None:
         """Submit nothing more in this attempt unless its first leg had these requests: none of others was agreed to.
@@ -193,7 +194,7 @@ class Batch:
         """
         if digest is None or digest == self.digest:
             return
-        strays = [stray.task_id for stray in self._ledger.strays if stray.task_id and not stray.mirrored]
+        strays = self._undelivered_strays
         dropped = f" Paid for and not asked for any more: {', '.join(strays)}." if strays else ""
         self._stop(
             GptImgRequestError(
@@ -257,6 +258,11 @@ class Batch:
 
     def _on_unknown(self, entry: Entry) -> str:
         return (entry.asked and entry.asked.on_unknown) or self._limits.on_unknown
+
+    @property
+    def _undelivered_strays(self) -> list[str]:
+        """The ids of image tasks that are paid for, not mirrored, and not asked for any more."""
+        return [stray.task_id for stray in self._ledger.strays if stray.task_id and not stray.mirrored]
 
     @property
     def _may_submit(self) -> bool:

@@ -29,6 +29,8 @@ DEFAULT_CALL_TIMEOUT = 30.0
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
 _HOST_NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_LONGEST = 86_400.0
+"""Seconds that a setting may name. A timer set for centuries fails, and would do so just before a submit is sent."""
 
 # One object for the thousands of waits that go by the same.
 _schedule = lru_cache(maxsize=64)(Schedule)
@@ -195,9 +197,6 @@ class ConnectionSettings:
             f"The image URL {_shown(url)} is not over HTTPS from an allowed host ({', '.join(self.media_hosts)}): "
             f"if it is right, add its host to extra.media_hosts of connection {self.conn_id!r}"
         )
-
-
-_LONGEST = 86_400.0
 
 
 def _read_seconds(name: str, value: Any) -> float:

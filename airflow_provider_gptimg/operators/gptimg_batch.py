@@ -119,7 +119,8 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
             store = S3Store(client, destination.put_arguments, self.log)
             requests = self._read_requests(hook, store)
             _check_keys(destination.pattern, requests)
-            self._check_cost(requests)
+            if digest is None:  # a changed list costs nothing, and must not keep what is paid for from its place
+                self._check_cost(requests)
             if is_first_leg:
                 named = f"s3_bucket={self.s3_bucket!r}" if self.s3_bucket else f"s3_key={self.s3_key!r}"
                 check_bucket(store, destination.pattern.bucket, destination.pattern.folder, named)
@@ -225,7 +226,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         error = None if report.mirrored and self.on_partial_failure == "succeed" else report.error()
         if manifest:
             try:
-                manifest.claim()
+                manifest.claim()  # once more: what the first leg saw, this one does not know
                 manifest.write(objects, tasks, {entry.task_id: entry.request.prompt for entry in report.mirrored})
             except GptImgError as refusal:
                 if error is None:

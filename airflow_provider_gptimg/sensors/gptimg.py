@@ -89,7 +89,7 @@ class GptImgTaskSensor(BaseSensorOperator):
             self._start_in_triggerer()
 
     def _start_in_triggerer(self) -> None:
-        """Let the scheduler hand this task to the triggerer, if Airflow can and can render `gptimg_task_id` there."""
+        """Let the scheduler hand this task to the triggerer, if Airflow can and can render the ids there."""
         task_id, conn_id = map(_renderable_in_triggerer, (self.gptimg_task_id, self.gptimg_conn_id))
         if task_id is None or conn_id is None:
             return
@@ -201,19 +201,19 @@ class GptImgTaskSensor(BaseSensorOperator):
             raise
 
 
-def _renderable_in_triggerer(task_id: Any) -> Any:
-    """Return an id, or ids, in a form that the triggerer can render; None if there is none.
+def _renderable_in_triggerer(value: Any) -> Any:
+    """Return an id, or a list of them, in a form that the triggerer can render; None if there is none.
 
     The triggerer renders Jinja, but resolves no `XComArg`, and a pull without `map_indexes` never returns there.
     """
-    if isinstance(task_id, str):
-        return task_id if task_id.count("xcom_pull") <= task_id.count("map_indexes") else None
-    if isinstance(task_id, list):
-        rendered = [_renderable_in_triggerer(entry) for entry in task_id]
+    if isinstance(value, str):
+        return value if value.count("xcom_pull") <= value.count("map_indexes") else None
+    if isinstance(value, list):
+        rendered = [_renderable_in_triggerer(entry) for entry in value]
         return rendered if rendered and None not in rendered else None
-    if not isinstance(task_id, XComArg):
+    if not isinstance(value, XComArg):
         return None
-    operator, key = getattr(task_id, "operator", None), getattr(task_id, "key", None)
+    operator, key = getattr(value, "operator", None), getattr(value, "key", None)
     if operator is None or operator.is_mapped or operator.get_closest_mapped_task_group() is not None:
         return None
     pull = f"ti.xcom_pull(task_ids={operator.task_id!r}, key={key!r}, map_indexes=-1)"

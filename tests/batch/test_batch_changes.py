@@ -11,7 +11,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from batch_instance import Instance, batch, prompts
 
 from airflow_provider_gptimg.batch.ledger import HEADER_KEY, PAGE_SIZE
-from airflow_provider_gptimg.exceptions import GptImgInsufficientCreditsError
+from airflow_provider_gptimg.exceptions import GptImgInsufficientCreditsError, GptImgTaskFailedError
 
 pytestmark = pytest.mark.usefixtures("s3")
 
@@ -39,6 +39,17 @@ def test_a_list_that_changes_while_it_is_deferred_is_not_paid_for(emulator: Any,
         assert task.task_id in str(caught.value), "a person can mirror it"
 
 
+def test_what_is_under_way_when_the_list_grows_is_mirrored_all_the_same(
+    emulator: Any, instance: Instance, s3: Any
+) -> None:
+    requests = prompts(10)
+    operator = batch(requests, deferrable=True, max_in_flight=4, max_credits=20)
+    with pytest.raises(AirflowFailException, match=r"requests changed .* Of \d+ requests 4 are mirrored"):
+        instance.run(operator, lambda: requests.append("More than max_credits allows"))
+    assert charges(emulator) == sorted(prompts(4))
+    assert s3.list_objects_v2(Bucket="images")["KeyCount"] == 4
+
+
 def test_a_list_in_another_order_is_the_same_while_it_is_deferred(emulator: Any, instance: Instance) -> None:
     requests = [*prompts(6), "Twice", "Twice"]
     operator = batch(requests, deferrable=True, max_in_flight=4)
@@ -58,7 +69,7 @@ def test_records_take_no_more_pages_with_each_deferral(emulator: Any, instance: 
 
 def test_what_was_paid_for_and_never_delivered_is_taken_up_after_a_clear(emulator: Any, instance: Instance) -> None:
     emulator.fault("submit", "fail")
-    with pytest.raises(Exception, match="Of 3 requests 2 are mirrored"):
+    with pytest.raises(GptImgTaskFailedError, match="Of 3 requests 2 are mirrored"):
         instance.run(batch(["A", "B", "C"], max_in_flight=1))
     shorter = instance.retry()
     shorter.run(batch(["A"]))
@@ -76,7 +87,7 @@ def test_what_was_paid_for_and_never_delivered_is_taken_up_after_a_clear(emulato
 
 def test_of_equal_requests_the_one_that_is_paid_for_is_taken(emulator: Any, instance: Instance) -> None:
     emulator.fault("submit", "fail")
-    with pytest.raises(Exception, match="Of 2 requests 1 are mirrored"):
+    with pytest.raises(GptImgTaskFailedError, match="Of 2 requests 1 are mirrored"):
         instance.run(batch(["A", "A"], max_in_flight=1))
     again = instance.retry()
     assert again.run(batch(["A"]))["taken_up"] == 1
@@ -87,7 +98,7 @@ def test_an_object_that_somebody_wrote_anew_is_no_image_of_the_batch(
     emulator: Any, instance: Instance, s3: Any
 ) -> None:
     emulator.fault("submit", "fail")
-    with pytest.raises(Exception, match="Of 3 requests 2 are mirrored"):
+    with pytest.raises(GptImgTaskFailedError, match="Of 3 requests 2 are mirrored"):
         instance.run(batch(prompts(3), max_in_flight=1))
     key = s3.list_objects_v2(Bucket="images")["Contents"][0]["Key"]
     s3.put_object(Bucket="images", Key=key, Body=b"somebody else's")

@@ -158,6 +158,28 @@ def test_standing_in_the_second_attempt(facts: dict[str, Any], policy: str, expe
     assert Entry.from_json(json.loads(json.dumps(entry.to_json())), 0, None).to_json() == entry.to_json()
 
 
+PROGRESS: list[dict[str, Any]] = [
+    {"submission": ACCEPTED, **DONE},
+    {"submission": ACCEPTED, "error": {"type": "GptImgTimeoutError"}},
+    {"submission": SUBMITTED},
+    {"submission": ACCEPTED, **FAILED},
+]
+
+
+@pytest.mark.parametrize("further", range(len(PROGRESS) - 1))
+@pytest.mark.parametrize("is_first", [True, False])
+def test_of_equal_requests_fewer_are_wanted(instance: Instance, further: int, is_first: bool) -> None:
+    """Then those are taken for which most is paid, or may be: another submit would be one too many."""
+    book = ledger(instance)
+    entries = book.enter(asked(["a", "a"]))
+    for entry, facts in zip(entries if is_first else reversed(entries), PROGRESS[further:], strict=False):
+        entry.submission = replace(facts["submission"], fingerprint=entry.fingerprint)
+        entry.mirrored, entry.error = facts.get("mirrored"), facts.get("error")
+    book.write(entries)
+    (taken,) = ledger(instance).enter(asked(["a"]))
+    assert (taken.occurrence, taken.submission is not None) == (0 if is_first else 1, True)
+
+
 @pytest.mark.parametrize(
     ("delivered", "submitted_under", "is_mirrored", "expected"),
     [

@@ -189,3 +189,20 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     said = capsys.readouterr().err
     assert "There is no DAG 'cafe'" in said
     assert "OSError: broken" in said
+
+
+def test_a_request_that_a_task_makes_is_not_counted_as_one_image():
+    def some_from_a_task() -> None:
+        @task
+        def made():
+            return {"prompt": "x", "n": 4}
+
+        GptImgBatchToS3Operator(task_id="batch", requests=["y", made()], **S3)
+
+    assert costs(some_from_a_task) == {"batch": "its requests are known at run time, by a task's result"}
+
+
+@pytest.mark.parametrize("requests", [None, {"prompt": "x", "n": 4}], ids=repr)
+def test_what_is_no_list_is_not_counted(requests):
+    told = costs(lambda: GptImgBatchToS3Operator(task_id="batch", requests=requests, **S3))
+    assert str(told["batch"]).startswith("the run would refuse it: requests=")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -79,7 +80,8 @@ def test_a_header_that_quotes_the_key_brings_it_nowhere(serve, poll, caplog, lin
             GptImgHook().submit("A fox")
         accepted, words = GptImgHook().test_connection()
     assert not accepted
-    for said in (str(polled.value), repr(polled.value.as_dict()), str(submitted.value), words, caplog.text):
+    traces = ["".join(traceback.format_exception(caught.value)) for caught in (polled, submitted)]
+    for said in (*traces, repr(polled.value.as_dict()), repr(submitted.value.as_dict()), words, caplog.text):
         assert KEY not in said
 
 
