@@ -14,6 +14,7 @@ from airflow.providers.common.compat.sdk import (
     task_decorator_factory,
 )
 
+from airflow_provider_gptimg.decorators.functions import check_function
 from airflow_provider_gptimg.operators.gptimg import GptImgGenerateOperator
 from airflow_provider_gptimg.verdicts import airflow_verdict
 
@@ -56,7 +57,7 @@ class _GptImgDecoratedOperator(DecoratedOperator, GptImgGenerateOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            python_callable=python_callable,
+            python_callable=check_function(python_callable, self.custom_operator_name),
             op_args=op_args,
             op_kwargs=op_kwargs,
             retry_policy=retry_policy,

@@ -14,6 +14,7 @@ from airflow.providers.common.compat.sdk import (
     task_decorator_factory,
 )
 
+from airflow_provider_gptimg.decorators.functions import check_function
 from airflow_provider_gptimg.operators.gptimg_batch import GptImgBatchToS3Operator
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class _GptImgBatchDecoratedOperator(DecoratedOperator, GptImgBatchToS3Operator):
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            python_callable=python_callable,
+            python_callable=check_function(python_callable, self.custom_operator_name),
             op_args=op_args,
             op_kwargs=op_kwargs,
             retry_policy=retry_policy,

@@ -137,3 +137,18 @@ def test_the_function_is_not_called_again_after_a_deferral(emulator, instance, c
     instance.attempt(painter(paint, deferrable=True), while_deferred=clock.go)
     assert len(instance.deferrals) == 1
     assert calls == ["once"]
+
+
+@pytest.mark.parametrize("decorator", ["gptimg", "gptimg_batch"])
+def test_an_async_function_is_refused_when_the_dag_is_parsed(decorator):
+    async def paint():
+        return "a cat"
+
+    async def paint_many():
+        yield "a cat"
+
+    decorate = getattr(task, decorator)
+    arguments = {"s3_bucket": "images"} if decorator == "gptimg_batch" else {}
+    for function in (paint, paint_many):
+        with DAG("decorated"), pytest.raises(GptImgRequestError, match=f"^@task.{decorator} .*'{function.__name__}'"):
+            decorate(**arguments)(function)()
