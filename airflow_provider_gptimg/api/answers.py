@@ -326,27 +326,30 @@ def _age(created_at: str | None, answer: Answer) -> float | None:
 def read_payload(body: bytes, secrets: tuple[str, ...]) -> Any:
     """Return `body` as JSON with each secret taken out of all its texts; None if it is no JSON.
 
-    A server that echoes a key or a presigned URL must not bring it into a log or an XCom.
+    A server that echoes a key or a presigned URL must not bring it into a log or an XCom. A lone surrogate becomes a
+    question mark: no database takes it in an XCom.
     """
     try:
         payload = json.loads(body)
-        return _without(payload, secrets) if _may_hold(body, secrets) else payload
+        return _cleaned(payload, secrets) if _needs_cleaning(body, secrets) else payload
     except (ValueError, RecursionError):
         return None
 
 
-def _may_hold(body: bytes, secrets: tuple[str, ...]) -> bool:
-    """Return whether a text in this JSON may hold a secret: as it is, behind an escape, or in UTF-16 or UTF-32."""
-    return b"\\" in body or b"\0" in body or any(secret.encode() in body for secret in secrets)
+def _needs_cleaning(body: bytes, secrets: tuple[str, ...]) -> bool:
+    """Return whether a text in this JSON may hold a secret, as it is, behind an escape, or in UTF-16 or UTF-32, or a
+    surrogate, whose UTF-8 begins with 0xED."""
+    return any(sign in body for sign in (b"\\", b"\0", b"\xed", *(secret.encode() for secret in secrets)))
 
 
-def _without(value: Any, secrets: tuple[str, ...]) -> Any:
+def _cleaned(value: Any, secrets: tuple[str, ...]) -> Any:
     if isinstance(value, str):
+        value = value.encode(errors="replace").decode()
         for secret in secrets:
             value = value.replace(secret, "***")
         return value
     if isinstance(value, list):
-        return [_without(entry, secrets) for entry in value]
+        return [_cleaned(entry, secrets) for entry in value]
     if isinstance(value, dict):
-        return {_without(name, secrets): _without(entry, secrets) for name, entry in value.items()}
+        return {_cleaned(name, secrets): _cleaned(entry, secrets) for name, entry in value.items()}
     return value

@@ -401,3 +401,7 @@ class TestSecrets:
     )
     def test_what_is_no_json_is_none(self, body):
         assert read_payload(body, (self.KEY,)) is None
+
+    @pytest.mark.parametrize("body", [rb'["\ud83d \ud83d\ude00"]', b'["\xed\xa0\xbd \xf0\x9f\x98\x80"]'])
+    def test_a_lone_surrogate_becomes_a_question_mark(self, body):
+        assert read_payload(body, (self.KEY,)) == ["? 😀"]
