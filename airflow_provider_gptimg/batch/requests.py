@@ -112,6 +112,8 @@ def _read_csv(text: str, uri: str) -> Iterator[tuple[int, Any]]:
         header = reader.fieldnames or []
         if "prompt" not in header:
             raise GptImgRequestError(f"line 1 of {uri} is no header with 'prompt' in it: {header!r:.120}")
+        if twice := [name for name in header if name and header.count(name) > 1]:
+            raise GptImgRequestError(f"line 1 of {uri} names {twice[0]!r} twice: which column counts?")
         for row in reader:
             if any(cell.strip() for cell in row.pop(None, ())):
                 raise GptImgRequestError(

@@ -114,6 +114,7 @@ def test_a_line_may_hold_any_line_break_that_json_allows() -> None:
         ("s3://b/k.jsonl", '"x"\nprompt', "line 2 of s3://b/k.jsonl is no JSON"),
         ("s3://b/k.jsonl", "[" * 100_000, "line 1 of s3://b/k.jsonl is no JSON"),
         ("s3://b/k.csv", "text\nx", "line 1 of s3://b/k.csv is no header"),
+        ("s3://b/k.csv", "prompt,n,prompt\nx,1,y", "line 1 of s3://b/k.csv names 'prompt' twice"),
         ("s3://b/k.csv", "", "line 1 of s3://b/k.csv is no header"),
         ("s3://b/k.csv", "prompt,n\nx,many", "line 2 of s3://b/k.csv: n='many'"),
         ("s3://b/k.csv", "prompt,n\nx,1,2", "line 2 of s3://b/k.csv has more cells"),
