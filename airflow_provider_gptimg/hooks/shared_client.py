@@ -10,7 +10,9 @@ against no time-out and the number of sockets is bounded whatever the number of 
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+from functools import cache
 from weakref import WeakKeyDictionary
 
 import aiohttp
@@ -137,5 +139,17 @@ def shared_client(conn_id: str) -> SharedClient:
     clients = _clients.setdefault(asyncio.get_running_loop(), {})
     client = clients.get(conn_id)
     if client is None:
+        _leave_loaded_alone()
         client = clients[conn_id] = SharedClient(conn_id)
     return client
+
+
+@cache
+def _leave_loaded_alone() -> None:
+    """Keep the garbage collector off what the process has loaded so far, once.
+
+    With 1,000 waits a full collection comes every 45 s. It would look through the 200,000 objects of Airflow's own
+    modules each time, and block the event loop for 150 to 200 ms; without them it takes 15 to 30 ms. Only once, and
+    before the first wait, since a reference cycle that is left alone is never freed.
+    """
+    gc.freeze()

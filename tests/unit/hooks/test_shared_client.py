@@ -7,6 +7,9 @@ import asyncio
 import gc
 import gzip
 import json
+import subprocess
+import sys
+import textwrap
 from types import SimpleNamespace
 
 import httpx
@@ -25,6 +28,12 @@ async def ask(task_id: str, conn_id: str = "gptimg_default"):
     async with shared_client(conn_id) as client:
         await client.settings()
         return await client.get_task(task_id)
+
+
+def run_alone(script: str):
+    """What `script` prints in a process of its own, as JSON."""
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
 @pytest.fixture
@@ -107,6 +116,31 @@ def test_an_event_loop_leaves_nothing_behind(emulator):
         asyncio.run(ask(task_id))
     gc.collect()
     assert len(module._clients) <= before
+
+
+def test_a_garbage_collection_amid_waits_does_not_look_through_all_of_airflow():
+    """It would block the event loop meanwhile. What comes later is collected as ever."""
+    looked_at = run_alone("""
+        import asyncio, gc
+        import airflow.jobs.triggerer_job_runner
+        from airflow_provider_gptimg.hooks.shared_client import shared_client
+
+        def objects():
+            gc.collect()
+            return len(gc.get_objects())
+
+        async def wait(conn_id):
+            async with shared_client(conn_id):
+                return objects()
+
+        loaded = objects()
+        with_one = asyncio.run(wait("one"))
+        later = [[] for _ in range(9999)]
+        print([loaded, with_one, asyncio.run(wait("two"))])
+    """)
+    loaded, with_one, with_more = looked_at
+    assert with_one < loaded / 50, looked_at
+    assert 9999 < with_more < loaded / 5, looked_at
 
 
 async def test_a_thousand_waits_use_a_bounded_number_of_sockets(emulator):
