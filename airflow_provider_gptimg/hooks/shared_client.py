@@ -48,7 +48,9 @@ class SharedClient:
         self._read_at = float("-inf")
         self._lock = asyncio.Lock()
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
-        self._transport: AiohttpTransport | None = None
+        self._transports: list[AiohttpTransport] = []
+        """One for each TLS context and proxy that the connection asked for. The last one counts; over the others
+        calls may be under way, and their idle connections close by themselves."""
 
     async def settings(self, stale: ConnectionSettings | None = None) -> ConnectionSettings:
         """Return what the connection says, read once for all triggers that start together.
@@ -61,8 +63,8 @@ class SharedClient:
                 from airflow.providers.common.compat.connection import get_async_connection
 
                 settings = ConnectionSettings.read(await get_async_connection(self.conn_id))
-                if self._transport is None:
-                    self._transport = await self._open(settings)
+                if self._settings is None or not _same_way(self._settings, settings):
+                    self._transports.append(await self._open(settings))
                 self._settings, self._read_at = settings, time.monotonic()
             return self._settings
 
@@ -83,7 +85,6 @@ class SharedClient:
             return await self._drive(fresh, call, max_attempts)
 
     async def _drive(self, settings: ConnectionSettings, call: Call, max_attempts: int) -> ImageTask:
-        assert self._transport is not None  # noqa: S101 - opened with the settings
         conversation = converse(call, max_attempts=max_attempts)
         outcome: Answer | NoAnswer | None = None
         try:
@@ -94,7 +95,7 @@ class SharedClient:
                     outcome = None
                 else:
                     async with self._slots:
-                        outcome = await async_exchange(self._transport, settings, step)
+                        outcome = await async_exchange(self._transports[-1], settings, step)
                 step = conversation.send(outcome)
         except StopIteration as done:
             task: ImageTask = done.value
@@ -127,8 +128,13 @@ class SharedClient:
 
     async def aclose(self) -> None:
         """Close all its connections."""
-        if self._transport is not None:
-            await self._transport.aclose()
+        for transport in self._transports:
+            await transport.aclose()
+
+
+def _same_way(one: ConnectionSettings, other: ConnectionSettings) -> bool:
+    """Whether one transport serves both: by TLS context, and by proxy, which the origin decides."""
+    return (one.verify, one.origin) == (other.verify, other.origin)
 
 
 _clients: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, SharedClient]] = WeakKeyDictionary()

@@ -244,7 +244,7 @@ class TestEventLoop:
             emulator.finish(task_id)
         await asyncio.gather(*waiting)
         assert clients() == {}
-        assert client._transport.client.closed
+        assert client._transports[-1].client.closed
         assert len({call.connection for call in emulator.calls}) <= shared_client.MAX_CONNECTIONS
 
     async def test_a_cancelled_trigger_leaves_nothing_behind(self, emulator, quick):
@@ -259,7 +259,7 @@ class TestEventLoop:
         with pytest.raises(asyncio.CancelledError):
             await asyncio.wait_for(waiting, 10)
         assert clients() == {}
-        assert client._transport.client.closed
+        assert client._transports[-1].client.closed
         await until(lambda: emulator.waiting() == 0)
         assert asyncio.all_tasks() < before
 

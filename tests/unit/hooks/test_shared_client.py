@@ -84,7 +84,7 @@ async def test_the_last_wait_closes_it(emulator):
     async with shared_client("gptimg_default") as client:
         await ask(task_id)
         await client.get_task(task_id)
-        inner = client._transport.client
+        inner = client._transports[-1].client
         assert not inner.closed
     assert inner.closed
     async with shared_client("gptimg_default") as anew:
