@@ -54,6 +54,7 @@ def _no_span() -> AbstractContextManager[Any]:
     return nullcontext(trace.INVALID_SPAN)
 
 
+@cache
 def _stats(in_triggerer: bool = False) -> Any:
     """Return Airflow's Stats as the running process has set it up: a task's and the triggerer's are two."""
     if in_triggerer:

@@ -185,16 +185,19 @@ async def async_exchange(
         async with asyncio.timeout(settings.call_timeout):
             response = await transport.handle_async_request(request)
             response.headers.encoding = "latin-1"  # else httpx looks for one that fits all headers
+            assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - the transport is async
             try:
-                assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101 - the transport is async
                 # As a rule there is nothing to decode: then without the layers that would.
                 encoded = "content-encoding" in response.headers
                 async for chunk in response.aiter_bytes() if encoded else response.stream:
                     body += chunk
                     if len(body) > _MAX_BODY:
+                        await response.aclose()
                         return _without_body(response, _TOO_LARGE, settings)
-            finally:
+            except BaseException:
+                # Only then: at its end, an answer has given its connection back.
                 await response.aclose()
+                raise
     except _transport_errors() as error:
         return _without_body(response, _no_answer(error, settings, isinstance(error, TimeoutError)), settings)
     return _answer(response, bytes(body), settings, ())
