@@ -55,7 +55,8 @@ class Manifest:
         else:
             raise GptImgRequestError(
                 f"manifest_key: {self.uri} is there already, and is not by this task instance: put {{{{ run_id }}}} "
-                "into manifest_key (and {{ ti.map_index }} where the task is mapped), or set replace=True"
+                "into manifest_key ({{ ti.task_id }} too if tasks share it, {{ ti.map_index }} if one is mapped), or "
+                "set replace=True"
             )
 
     def write(
