@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from airflow.providers.common.compat.sdk import AirflowException, DecoratedOperator, XComArg
-
+from airflow_provider_gptimg.airflow_compat import AirflowException, DecoratedOperator, XComArg
 from airflow_provider_gptimg.api.requests import ImageRequest
 from airflow_provider_gptimg.api.tasks import CREDITS_PER_IMAGE
 from airflow_provider_gptimg.exceptions import GptImgRequestError
@@ -134,7 +133,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("dag_id")
     dag_id = parser.parse_args(arguments).dag_id
     with redirect_stdout(sys.stderr):  # Airflow logs to it
-        bag = _dag_bag()
+        from airflow_provider_gptimg.airflow_compat import DagBag
+
+        bag = DagBag()
     if dag_id not in bag.dags:
         print(f"There is no DAG {dag_id!r} in the DAGs folder {bag.dag_folder}", file=sys.stderr)
         for path, error in bag.import_errors.items():
@@ -142,14 +143,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     _show(task_costs(bag.dags[dag_id]))
     return 0
-
-
-def _dag_bag() -> Any:
-    try:
-        from airflow.dag_processing.dagbag import DagBag
-    except ImportError:  # before Airflow 3.1
-        from airflow.models.dagbag import DagBag  # type: ignore[no-redef]
-    return DagBag()
 
 
 def _show(costs: list[TaskCost]) -> None:

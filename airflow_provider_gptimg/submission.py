@@ -25,8 +25,7 @@ from airflow_provider_gptimg.exceptions import (
 from airflow_provider_gptimg.telemetry import count, span
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
-
+    from airflow_provider_gptimg.airflow_compat import Context
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook
 
 __all__ = ["RECORD_KEY", "Accepted", "Decision", "Submission", "SubmissionRecord", "decide", "once_succeeded"]
@@ -270,7 +269,7 @@ class Submission:
         if record is None:
             self._store.delete(self._key)
             return
-        from airflow.sdk.execution_time.context import NEVER_EXPIRE
+        from airflow_provider_gptimg.airflow_compat import NEVER_EXPIRE
 
         # Kept as long as its DAG run: an expired record would let a retry pay again.
         self._store.set(self._key, record.to_json(), retention=NEVER_EXPIRE)

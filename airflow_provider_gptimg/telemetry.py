@@ -56,14 +56,6 @@ def _no_span() -> AbstractContextManager[Any]:
 
 @cache
 def _stats(in_triggerer: bool = False) -> Any:
-    """Return Airflow's Stats as the running process has set it up: a task's and the triggerer's are two."""
-    if in_triggerer:
-        try:
-            from airflow.observability.stats import Stats as TriggererStats
-        except ImportError:  # before Airflow 3.2 there is one for all
-            pass
-        else:
-            return TriggererStats
-    from airflow.providers.common.compat.sdk import Stats
+    from airflow_provider_gptimg.airflow_compat import get_stats
 
-    return Stats
+    return get_stats(in_triggerer)

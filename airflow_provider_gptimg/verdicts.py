@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowFailException
-
+from airflow_provider_gptimg.airflow_compat import AirflowFailException
 from airflow_provider_gptimg.exceptions import (
     GptImgAuthError,
     GptImgError,
@@ -21,12 +20,12 @@ from airflow_provider_gptimg.exceptions import (
 )
 
 try:
-    from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
+    from airflow_provider_gptimg.airflow_compat import RetryDecision, RetryPolicy
 except ImportError:  # before Airflow 3.3
-    RetryPolicy = None  # type: ignore[assignment,misc]
+    RetryPolicy = None
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow_provider_gptimg.airflow_compat import Context
 
 __all__ = ["airflow_verdict", "is_final", "retry_policy_argument"]
 

@@ -26,8 +26,9 @@ from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 from airflow.providers.amazon.aws.transfers.http_to_s3 import HttpToS3Operator
 from airflow.providers.common.compat.lineage.hook import get_hook_lineage_collector
 
-from airflow_provider_gptimg import destination, lineage, manifest, mirror, s3_store, waiting  # noqa: F401
+from airflow_provider_gptimg import waiting  # noqa: F401
 from airflow_provider_gptimg.hooks import gptimg as hook  # noqa: F401
+from airflow_provider_gptimg.mirroring import destination, lineage, manifest, mirror, store  # noqa: F401
 from airflow_provider_gptimg.transfers.gptimg_to_s3 import GptImgToS3Operator
 from benchmarks.mirroring_servers import BUCKET, s3_client
 

@@ -12,8 +12,8 @@ from airflow_provider_gptimg import get_provider_info
 from airflow_provider_gptimg.api.tasks import Image, ImageTask
 from airflow_provider_gptimg.batch.report import Report
 from airflow_provider_gptimg.hooks import connection
-from airflow_provider_gptimg.manifest import manifest_lines
-from airflow_provider_gptimg.mirror import MirroredObject
+from airflow_provider_gptimg.mirroring.manifest import manifest_lines
+from airflow_provider_gptimg.mirroring.mirror import MirroredObject
 from airflow_provider_gptimg.polling import Schedule
 from airflow_provider_gptimg.submission import RECORD_KEY
 

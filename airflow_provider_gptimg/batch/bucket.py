@@ -12,11 +12,11 @@ from botocore.exceptions import ClientError
 
 from airflow_provider_gptimg.batch.ledger import Entry
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgRequestError
-from airflow_provider_gptimg.mirror import LOOKS_AT_A_TIME
+from airflow_provider_gptimg.mirroring.mirror import LOOKS_AT_A_TIME
 
 if TYPE_CHECKING:
-    from airflow_provider_gptimg.destination import KeyPattern
-    from airflow_provider_gptimg.s3_store import S3Store
+    from airflow_provider_gptimg.mirroring.destination import KeyPattern
+    from airflow_provider_gptimg.mirroring.store import S3Store
 
 __all__ = ["check_bucket", "find_gone"]
 

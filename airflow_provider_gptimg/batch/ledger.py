@@ -24,11 +24,10 @@ from airflow_provider_gptimg.exceptions import (
 from airflow_provider_gptimg.submission import Decision, SubmissionRecord, decide
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
-
+    from airflow_provider_gptimg.airflow_compat import Context
     from airflow_provider_gptimg.api.tasks import ImageTask
     from airflow_provider_gptimg.batch.requests import BatchRequest
-    from airflow_provider_gptimg.mirror import MirroredObject
+    from airflow_provider_gptimg.mirroring.mirror import MirroredObject
 
 __all__ = ["HEADER_KEY", "PAGE_SIZE", "Entry", "Ledger", "Standing", "page_key"]
 
@@ -343,7 +342,7 @@ class Ledger:
 
     def _set(self, key: str, value: Any) -> None:
         if self.lasts:
-            from airflow.sdk.execution_time.context import NEVER_EXPIRE
+            from airflow_provider_gptimg.airflow_compat import NEVER_EXPIRE
 
             # Kept as long as its DAG run: an expired record would let a retry pay again.
             self._store.set(key, value, retention=NEVER_EXPIRE)

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_provider_gptimg.api.images import Pixels
 from airflow_provider_gptimg.api.tasks import COMPLETED, ImageTask
 from airflow_provider_gptimg.batch.ledger import Entry
 from airflow_provider_gptimg.exceptions import (
@@ -16,7 +15,8 @@ from airflow_provider_gptimg.exceptions import (
     GptImgSubmissionUnknownError,
     from_dict,
 )
-from airflow_provider_gptimg.mirror import MirroredObject
+from airflow_provider_gptimg.mirroring.images import Pixels
+from airflow_provider_gptimg.mirroring.mirror import MirroredObject
 from airflow_provider_gptimg.verdicts import is_final
 
 __all__ = ["Report", "mirrored_objects"]

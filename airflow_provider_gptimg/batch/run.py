@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_gptimg.api.images import FORMATS
 from airflow_provider_gptimg.api.protocol import MAX_ATTEMPTS
 from airflow_provider_gptimg.api.tasks import ImageTask
 from airflow_provider_gptimg.batch.bucket import find_gone
@@ -29,15 +28,16 @@ from airflow_provider_gptimg.exceptions import (
     GptImgTaskFailedError,
     GptImgTaskNotFoundError,
 )
+from airflow_provider_gptimg.mirroring.images import FORMATS
 from airflow_provider_gptimg.polling import Wait
 from airflow_provider_gptimg.telemetry import count, span
 
 if TYPE_CHECKING:
     from airflow_provider_gptimg.batch.requests import BatchRequest
-    from airflow_provider_gptimg.destination import KeyPattern
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook, PreparedSubmit
-    from airflow_provider_gptimg.mirror import Mirror
-    from airflow_provider_gptimg.s3_store import S3Store
+    from airflow_provider_gptimg.mirroring.destination import KeyPattern
+    from airflow_provider_gptimg.mirroring.mirror import Mirror
+    from airflow_provider_gptimg.mirroring.store import S3Store
 
 __all__ = ["CHUNK", "Batch", "Limits"]
 

@@ -6,19 +6,18 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import (
+from airflow_provider_gptimg.airflow_compat import (
     DecoratedOperator,
     TaskDecorator,
     context_merge,
     determine_kwargs,
     task_decorator_factory,
 )
-
 from airflow_provider_gptimg.decorators.functions import check_function
 from airflow_provider_gptimg.operators.gptimg_batch import GptImgBatchToS3Operator
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow_provider_gptimg.airflow_compat import Context
 
 __all__ = ["gptimg_batch_task"]
 

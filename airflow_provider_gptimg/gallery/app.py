@@ -13,9 +13,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
-from airflow.api_fastapi.common.db.common import SessionDep
-from airflow.api_fastapi.core_api.security import requires_access_dag
 from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, FastAPI, Header, HTTPException, Query, Response, status
 from fastapi.responses import StreamingResponse
@@ -23,6 +20,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.staticfiles import StaticFiles
 
+from airflow_provider_gptimg.airflow_compat import DagAccessEntity, SessionDep, requires_access_dag
 from airflow_provider_gptimg.gallery.pictures import PictureUnavailableError, open_picture
 from airflow_provider_gptimg.gallery.records import last_connections, read_records
 from airflow_provider_gptimg.gallery.tiles import MAX_TILES, Picture, Record, find_picture, make_tiles

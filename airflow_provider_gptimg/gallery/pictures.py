@@ -15,9 +15,9 @@ from functools import lru_cache
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
 
-from airflow_provider_gptimg.api.images import HEAD_BYTES, read_format
 from airflow_provider_gptimg.exceptions import GptImgMediaError
 from airflow_provider_gptimg.gallery.tiles import Picture, Record
+from airflow_provider_gptimg.mirroring.images import HEAD_BYTES, read_format
 
 __all__ = ["Opened", "PictureUnavailableError", "open_picture"]
 
@@ -76,9 +76,9 @@ def _from_s3(record: Record, picture: Picture) -> Opened:
 
 
 def _from_vendor(record: Record, picture: Picture) -> Opened:
-    from airflow_provider_gptimg.download import Downloader, GoneError
     from airflow_provider_gptimg.hooks.connection import ConnectionSettings
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook
+    from airflow_provider_gptimg.mirroring.download import Downloader, GoneError
 
     conn_id = _text(record.fields.get("gptimg_conn_id")) or GptImgHook.default_conn_name
     connection = GptImgHook.get_connection(conn_id)

@@ -11,16 +11,18 @@ from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
-from airflow import __version__ as airflow_version
-from airflow.providers.common.compat.sdk import AirflowPlugin, conf
-
+from airflow_provider_gptimg.airflow_compat import (
+    AIRFLOW_VERSION,
+    HAS_GALLERY,
+    AirflowPlugin,
+    conf,
+)
 from airflow_provider_gptimg.links.gptimg import GALLERY_ROUTE
 
 __all__ = ["GptImgGalleryPlugin"]
 
 _PREFIX = "/gptimg"
 
-_HAS_GALLERY = tuple(int(part) for part in airflow_version.split(".")[:2]) >= (3, 1)
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +35,13 @@ class GptImgGalleryPlugin(AirflowPlugin):
     @classmethod
     def on_load(cls, *args: Any, **kwargs: Any) -> None:
         """Say so where there is no gallery."""
-        if not _HAS_GALLERY:
-            log.info("No gallery of generated images: Airflow %s cannot show it, 3.1 and newer can", airflow_version)
+        if not HAS_GALLERY:
+            log.info("No gallery of generated images: Airflow %s cannot show it, 3.1 and newer can", AIRFLOW_VERSION)
 
     @cached_property
     def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]
         """What the API server mounts."""
-        if not _HAS_GALLERY:
+        if not HAS_GALLERY:
             return []
         from airflow_provider_gptimg.gallery.app import make_app
 
@@ -48,7 +50,7 @@ class GptImgGalleryPlugin(AirflowPlugin):
     @cached_property
     def external_views(self) -> list[dict[str, Any]]:  # type: ignore[override]
         """Where the page is shown."""
-        if not _HAS_GALLERY:
+        if not HAS_GALLERY:
             return []
         page = urlsplit(conf.get("api", "base_url", fallback="")).path.rstrip("/") + f"{_PREFIX}/"
         icons = {"icon": f"{page}icon.svg", "icon_dark_mode": f"{page}icon-dark.svg"}

@@ -9,13 +9,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from airflow.models.dagrun import DagRun
-from airflow.models.renderedtifields import RenderedTaskInstanceFields
-from airflow.models.taskinstance import TaskInstance
-from airflow.models.xcom import XComModel
 from sqlalchemy import Text, and_, cast, exists, func, or_, select
 from sqlalchemy.orm import Session
 
+from airflow_provider_gptimg.airflow_compat import DagRun, RenderedTaskInstanceFields, TaskInstance, XComModel
 from airflow_provider_gptimg.api.requests import MAX_IMAGES
 from airflow_provider_gptimg.api.tasks import CREDITS_PER_IMAGE
 from airflow_provider_gptimg.batch.ledger import HEADER_KEY, Entry, page_key
@@ -23,9 +20,9 @@ from airflow_provider_gptimg.gallery.tiles import Listed, Picture, Record, mirro
 from airflow_provider_gptimg.links.gptimg import ImagesLink
 
 try:
-    from airflow.models.task_state_store import TaskStateStoreModel
+    from airflow_provider_gptimg.airflow_compat import TaskStateStoreModel
 except ImportError:  # before Airflow 3.3
-    TaskStateStoreModel = None  # type: ignore[assignment,misc]
+    TaskStateStoreModel = None
 
 __all__ = ["last_connections", "read_records"]
 

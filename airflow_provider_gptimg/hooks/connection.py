@@ -18,7 +18,7 @@ from airflow_provider_gptimg.exceptions import GptImgAuthError, GptImgMediaError
 from airflow_provider_gptimg.polling import Schedule
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Connection
+    from airflow_provider_gptimg.airflow_compat import Connection
 
 __all__ = ["ConnectionSettings"]
 

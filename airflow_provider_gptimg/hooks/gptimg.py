@@ -12,8 +12,8 @@ from functools import cached_property
 from typing import Any
 
 import httpx
-from airflow.providers.common.compat.sdk import BaseHook, mask_secret
 
+from airflow_provider_gptimg.airflow_compat import BaseHook, mask_secret
 from airflow_provider_gptimg.api.answers import Answer, NoAnswer, judge_probe
 from airflow_provider_gptimg.api.calls import Call, poll_call, probe_call, submit_call
 from airflow_provider_gptimg.api.protocol import MAX_ATTEMPTS, Sleep, converse

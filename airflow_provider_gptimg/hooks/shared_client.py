@@ -60,7 +60,7 @@ class SharedClient:
         async with self._lock:
             age = time.monotonic() - self._read_at
             if self._settings is None or age > _FRESH or (self._settings is stale and age > 1.0):
-                from airflow.providers.common.compat.connection import get_async_connection
+                from airflow_provider_gptimg.airflow_compat import get_async_connection
 
                 settings = ConnectionSettings.read(await get_async_connection(self.conn_id))
                 if self._settings is None or not _same_way(self._settings, settings):

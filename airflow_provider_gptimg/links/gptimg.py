@@ -12,11 +12,15 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote, urlsplit
 
-from airflow import __version__ as airflow_version
-from airflow.providers.common.compat.sdk import BaseOperatorLink, XCom, conf
+from airflow_provider_gptimg.airflow_compat import (
+    AIRFLOW,
+    BaseOperatorLink,
+    XCom,
+    conf,
+)
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import BaseOperator, TaskInstanceKey
+    from airflow_provider_gptimg.airflow_compat import BaseOperator, TaskInstanceKey
 
 __all__ = ["GALLERY_ROUTE", "FirstImageLink", "ImagesLink", "S3ObjectsLink", "link_xcoms"]
 
@@ -25,7 +29,6 @@ GALLERY_ROUTE = "gptimg-images"
 
 log = logging.getLogger(__name__)
 
-_AIRFLOW = tuple(int(part) for part in airflow_version.split(".")[:2])
 _CONSOLES = {"cn-": "console.amazonaws.cn", "us-gov-": "console.amazonaws-us-gov.com"}
 
 
@@ -77,7 +80,7 @@ class S3ObjectsLink(_Link):
         if isinstance(objects, list) and objects:
             bucket, key = objects[0]["bucket"], objects[0]["key"]
         else:
-            from airflow_provider_gptimg.mirror import KeyPattern
+            from airflow_provider_gptimg.mirroring.mirror import KeyPattern
 
             pattern = KeyPattern(operator.s3_key, operator.s3_bucket)
             bucket, key = pattern.bucket, ""
@@ -94,13 +97,13 @@ def images_url(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
     :param map_index: -1 for a task that is not mapped.
     """
     dag, run, task = (quote(part, safe="") for part in (dag_id, run_id, task_id))
-    if _AIRFLOW < (3, 0):
+    if AIRFLOW < (3, 0):
         base = conf.get("webserver", "base_url", fallback="").rstrip("/")
         mapped = f"&map_index={map_index}" if map_index >= 0 else ""
         return f"{base}/dags/{dag}/grid?dag_run_id={run}&task_id={task}{mapped}&tab=xcom"
     base = conf.get("api", "base_url", fallback="").rstrip("/")
     mapped = f"/mapped/{map_index}" if map_index >= 0 else ""
-    page = f"plugin/{GALLERY_ROUTE}" if _AIRFLOW >= (3, 1) else "xcom"
+    page = f"plugin/{GALLERY_ROUTE}" if AIRFLOW >= (3, 1) else "xcom"
     return f"{base}/dags/{dag}/runs/{run}/tasks/{task}{mapped}/{page}"
 
 

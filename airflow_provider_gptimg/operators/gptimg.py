@@ -7,15 +7,13 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import BaseOperator, conf
-
+from airflow_provider_gptimg.airflow_compat import BaseOperator, conf
 from airflow_provider_gptimg.links.gptimg import FirstImageLink, ImagesLink
 from airflow_provider_gptimg.polling import DEFAULT_TIMEOUT, check_timeout
 from airflow_provider_gptimg.verdicts import airflow_verdict, retry_policy_argument
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
-
+    from airflow_provider_gptimg.airflow_compat import Context
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook
     from airflow_provider_gptimg.submission import Accepted, Submission
 

@@ -10,17 +10,16 @@ from airflow_provider_gptimg.transfers.gptimg_to_s3 import GptImgToS3Operator
 from airflow_provider_gptimg.verdicts import airflow_verdict
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
-
+    from airflow_provider_gptimg.airflow_compat import Context
     from airflow_provider_gptimg.batch.ledger import Ledger
     from airflow_provider_gptimg.batch.pace import Pace
     from airflow_provider_gptimg.batch.report import Report
     from airflow_provider_gptimg.batch.requests import BatchRequest
     from airflow_provider_gptimg.batch.run import Batch, Limits
-    from airflow_provider_gptimg.destination import Destination, KeyPattern
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook
-    from airflow_provider_gptimg.manifest import Manifest
-    from airflow_provider_gptimg.s3_store import S3Store
+    from airflow_provider_gptimg.mirroring.destination import Destination, KeyPattern
+    from airflow_provider_gptimg.mirroring.manifest import Manifest
+    from airflow_provider_gptimg.mirroring.store import S3Store
 
 __all__ = ["GptImgBatchToS3Operator"]
 
@@ -106,9 +105,9 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         from airflow_provider_gptimg.batch.ledger import Ledger
         from airflow_provider_gptimg.batch.run import Batch
         from airflow_provider_gptimg.hooks.gptimg import GptImgHook
-        from airflow_provider_gptimg.manifest import Manifest
-        from airflow_provider_gptimg.mirror import LOOKS_AT_A_TIME, Mirror
-        from airflow_provider_gptimg.s3_store import S3Store, s3_client
+        from airflow_provider_gptimg.mirroring.manifest import Manifest
+        from airflow_provider_gptimg.mirroring.mirror import LOOKS_AT_A_TIME, Mirror
+        from airflow_provider_gptimg.mirroring.store import S3Store, s3_client
 
         with airflow_verdict():
             destination = self._check_arguments()
@@ -213,7 +212,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         """Tell what there is, also of a batch that failed; then end as `on_partial_failure` says."""
         from airflow_provider_gptimg.batch.report import mirrored_objects
         from airflow_provider_gptimg.exceptions import GptImgError
-        from airflow_provider_gptimg.lineage import describe_outlets, report_to_collector
+        from airflow_provider_gptimg.mirroring.lineage import describe_outlets, report_to_collector
         from airflow_provider_gptimg.submission import once_succeeded
 
         objects, tasks = mirrored_objects(report.mirrored)

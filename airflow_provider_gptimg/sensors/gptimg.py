@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from airflow import __version__ as airflow_version
-from airflow.providers.common.compat.sdk import (
+from airflow_provider_gptimg.airflow_compat import (
+    HAS_TASK_STATE_STORE,
     AirflowFailException,
     AirflowSkipException,
     BaseSensorOperator,
@@ -17,20 +17,16 @@ from airflow.providers.common.compat.sdk import (
     XComArg,
     conf,
 )
-
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgTaskFailedError, GptImgTimeoutError
 from airflow_provider_gptimg.links.gptimg import FirstImageLink, ImagesLink
 from airflow_provider_gptimg.polling import DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT
 from airflow_provider_gptimg.verdicts import airflow_verdict, retry_policy_argument
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
-
+    from airflow_provider_gptimg.airflow_compat import Context
     from airflow_provider_gptimg.waiting import TaskWaiter
 
 __all__ = ["GptImgTaskSensor"]
-
-_AIRFLOW_3_3 = tuple(int(part) for part in airflow_version.split(".")[:2]) >= (3, 3)
 
 
 class GptImgTaskSensor(BaseSensorOperator):
@@ -85,7 +81,7 @@ class GptImgTaskSensor(BaseSensorOperator):
         self.wants_start_from_trigger = start_from_trigger
         self._next_poll_at: float | None = None
         self.start_from_trigger = False
-        if start_from_trigger and deferrable and _AIRFLOW_3_3:
+        if start_from_trigger and deferrable and HAS_TASK_STATE_STORE:
             self._start_in_triggerer()
 
     def _start_in_triggerer(self) -> None:
@@ -165,7 +161,7 @@ class GptImgTaskSensor(BaseSensorOperator):
         if not waiter.ask() and not waiter.expired:
             if self.deferrable:
                 self.defer(
-                    trigger=waiter.trigger(self.end_from_trigger and _AIRFLOW_3_3),
+                    trigger=waiter.trigger(self.end_from_trigger and HAS_TASK_STATE_STORE),
                     method_name="execute_complete",
                     kwargs={"deadline": waiter.wait.deadline},
                 )

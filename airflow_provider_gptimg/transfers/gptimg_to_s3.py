@@ -7,18 +7,17 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import BaseOperator, conf
-
+from airflow_provider_gptimg.airflow_compat import BaseOperator, conf
 from airflow_provider_gptimg.links.gptimg import ImagesLink, S3ObjectsLink
 from airflow_provider_gptimg.polling import DEFAULT_TIMEOUT
 from airflow_provider_gptimg.verdicts import airflow_verdict, retry_policy_argument
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
     from airflow.providers.openlineage.extractors import OperatorLineage
 
-    from airflow_provider_gptimg.destination import Destination, KeyPattern
-    from airflow_provider_gptimg.mirror import MirroredObject
+    from airflow_provider_gptimg.airflow_compat import Context
+    from airflow_provider_gptimg.mirroring.destination import Destination, KeyPattern
+    from airflow_provider_gptimg.mirroring.mirror import MirroredObject
     from airflow_provider_gptimg.waiting import TaskWaiter
 
 __all__ = ["GptImgToS3Operator"]
@@ -141,7 +140,7 @@ class GptImgToS3Operator(BaseOperator):
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage:
         """Return where images came from and went to, for the OpenLineage provider; of a failed attempt too."""
-        from airflow_provider_gptimg.lineage import openlineage_datasets
+        from airflow_provider_gptimg.mirroring.lineage import openlineage_datasets
 
         return openlineage_datasets(*self._lineage)
 
@@ -177,9 +176,9 @@ class GptImgToS3Operator(BaseOperator):
 
     def _check_arguments(self) -> Destination:
         """Return where images go; all that can be refused before a wait is refused here."""
-        from airflow_provider_gptimg.destination import Destination
         from airflow_provider_gptimg.exceptions import GptImgRequestError
-        from airflow_provider_gptimg.s3_store import SINGLE_PUT_LIMIT
+        from airflow_provider_gptimg.mirroring.destination import Destination
+        from airflow_provider_gptimg.mirroring.store import SINGLE_PUT_LIMIT
 
         if type(self.max_image_bytes) is not int or not 0 < self.max_image_bytes <= SINGLE_PUT_LIMIT:
             raise GptImgRequestError(
@@ -203,10 +202,10 @@ class GptImgToS3Operator(BaseOperator):
 
         from airflow_provider_gptimg.api.tasks import ImageTask
         from airflow_provider_gptimg.exceptions import GptImgError
-        from airflow_provider_gptimg.lineage import describe_outlets, report_to_collector
-        from airflow_provider_gptimg.manifest import Manifest
-        from airflow_provider_gptimg.mirror import LOOKS_AT_A_TIME, Mirror
-        from airflow_provider_gptimg.s3_store import S3Store, s3_client
+        from airflow_provider_gptimg.mirroring.lineage import describe_outlets, report_to_collector
+        from airflow_provider_gptimg.mirroring.manifest import Manifest
+        from airflow_provider_gptimg.mirroring.mirror import LOOKS_AT_A_TIME, Mirror
+        from airflow_provider_gptimg.mirroring.store import S3Store, s3_client
         from airflow_provider_gptimg.waiting import raise_failures
 
         outcomes = waiter.outcomes

@@ -248,9 +248,9 @@ class GptImgTaskTrigger(BaseTrigger):
 
     async def _push_result(self, result: Any) -> None:
         # TaskSuccessEvent(xcoms=…) would bring the value downstream as JSON text instead of as a dict.
-        from airflow.providers.common.compat.sdk import XCom
         from asgiref.sync import sync_to_async
 
+        from airflow_provider_gptimg.airflow_compat import XCom
         from airflow_provider_gptimg.links.gptimg import link_xcoms
 
         ti: Any = self.task_instance

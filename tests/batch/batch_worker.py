@@ -32,8 +32,8 @@ def main() -> None:
         "airflow.providers.amazon.aws.hooks.s3",
         "airflow_provider_gptimg.batch.run",
         "airflow_provider_gptimg.hooks.gptimg",
-        "airflow_provider_gptimg.lineage",
-        "airflow_provider_gptimg.manifest",
+        "airflow_provider_gptimg.mirroring.lineage",
+        "airflow_provider_gptimg.mirroring.manifest",
         "batch_instance",
     ):
         import_module(module)

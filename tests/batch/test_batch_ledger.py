@@ -11,17 +11,16 @@ from typing import Any
 
 import pytest
 from batch_instance import FileStore, Instance, prompts
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from airflow_provider_gptimg.api.images import Pixels
 from airflow_provider_gptimg.api.requests import ImageRequest
 from airflow_provider_gptimg.api.tasks import COMPLETED, Image, ImageTask
 from airflow_provider_gptimg.batch.ledger import PAGE_SIZE, Entry, Ledger, Standing
 from airflow_provider_gptimg.batch.report import mirrored_objects
 from airflow_provider_gptimg.batch.requests import BatchRequest
 from airflow_provider_gptimg.exceptions import GptImgSubmissionUnknownError, GptImgTaskFailedError
-from airflow_provider_gptimg.mirror import MirroredObject
+from airflow_provider_gptimg.mirroring.images import Pixels
+from airflow_provider_gptimg.mirroring.mirror import MirroredObject
 from airflow_provider_gptimg.submission import SubmissionRecord
 
 

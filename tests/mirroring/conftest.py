@@ -26,5 +26,5 @@ def mirror() -> Callable[..., list[dict[str, Any]]]:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Try again without a pause."""
-    for module in ("mirror", "s3_store"):
-        monkeypatch.setattr(f"airflow_provider_gptimg.{module}.backoff", lambda *_: 0.0)
+    for module in ("mirror", "store"):
+        monkeypatch.setattr(f"airflow_provider_gptimg.mirroring.{module}.backoff", lambda *_: 0.0)

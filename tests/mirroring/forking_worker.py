@@ -15,8 +15,9 @@ from pathlib import Path
 
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook  # noqa: F401 - what the transfer imports when it runs
 
-from airflow_provider_gptimg import destination, lineage, manifest, mirror, s3_store, waiting  # noqa: F401
+from airflow_provider_gptimg import waiting  # noqa: F401
 from airflow_provider_gptimg.hooks import gptimg  # noqa: F401
+from airflow_provider_gptimg.mirroring import destination, lineage, manifest, mirror, store  # noqa: F401
 from airflow_provider_gptimg.transfers.gptimg_to_s3 import GptImgToS3Operator
 
 

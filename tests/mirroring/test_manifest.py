@@ -13,7 +13,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from mirroring_images import picture
 
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgTaskFailedError
-from airflow_provider_gptimg.manifest import Manifest
+from airflow_provider_gptimg.mirroring.manifest import Manifest
 
 KEY = "manifests/today.jsonl"
 

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from mirroring_images import picture
 from PIL import Image
 
-from airflow_provider_gptimg.api.images import HEAD_BYTES, Pixels, PixelsFinder, read_format
+from airflow_provider_gptimg.mirroring.images import HEAD_BYTES, Pixels, PixelsFinder, read_format
 
 EXIF = Image.Exif()
 EXIF[0x010E] = "description " * 3000

@@ -73,7 +73,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     def backoff(failures: int, retry_after: float | None, uniform: Any = None) -> float:
         return retry_after or 0.0
 
-    import airflow_provider_gptimg.mirror  # noqa: F401 - brings in all that calls it
+    import airflow_provider_gptimg.mirroring.mirror  # noqa: F401 - brings in all that calls it
 
     for name, module in list(sys.modules.items()):
         if name.startswith("airflow_provider_gptimg.") and hasattr(module, "backoff"):

@@ -8,8 +8,7 @@ import random
 from statistics import mean
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from airflow_provider_gptimg.api.tasks import Image, ImageTask
 from airflow_provider_gptimg.exceptions import (

@@ -9,8 +9,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from state_store import StateStore, submission
 
 from airflow_provider_gptimg.api.requests import ImageRequest

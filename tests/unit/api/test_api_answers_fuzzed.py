@@ -7,8 +7,7 @@ import json
 from typing import Any
 
 from api_answers import NOW, POLL, SUBMIT, TASK_ID, URL, came_to
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from airflow_provider_gptimg.api.answers import Answer, NoAnswer, judge_probe, read_payload
 from airflow_provider_gptimg.api.calls import poll_call

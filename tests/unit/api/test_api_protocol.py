@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import pytest
 from api_answers import BOTH, LOST, NOT_SENT, POLL, SUBMIT, SUBMITTED, TASK_ID, answer, course, envelope
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from airflow_provider_gptimg.api.protocol import MAX_ATTEMPTS, MAX_WAIT, backoff
 from airflow_provider_gptimg.exceptions import (

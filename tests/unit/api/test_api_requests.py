@@ -7,8 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from airflow_provider_gptimg.api.requests import ImageRequest, check_on_unknown_submission, split_s3_uri
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgRequestError

@@ -6,8 +6,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from airflow_provider_gptimg.api.calls import poll_call
 from airflow_provider_gptimg.api.tasks import Image, ImageTask, check_task_id

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import Connection
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from airflow_provider_gptimg.exceptions import GptImgAuthError, GptImgError, GptImgMediaError, GptImgRequestError
 from airflow_provider_gptimg.hooks.connection import ConnectionSettings

@@ -39,7 +39,7 @@ def run_alone(script: str):
 @pytest.fixture
 def reads(monkeypatch) -> list[str]:
     """The ids of the connections that were read, in order."""
-    from airflow.providers.common.compat import connection
+    from airflow_provider_gptimg import airflow_compat as connection
 
     read, ids = connection.get_async_connection, []
 

@@ -11,11 +11,10 @@ from functools import cache
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from PIL import Image
 
-from airflow_provider_gptimg.api.images import (
+from airflow_provider_gptimg.mirroring.images import (
     FORMATS,
     HEAD_BYTES,
     JPEG,

@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 from airflow_provider_gptimg.api.tasks import CREDITS_PER_IMAGE, ImageTask
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgRequestError
-from airflow_provider_gptimg.mirror import MirroredObject
-from airflow_provider_gptimg.s3_store import Content, S3Store
+from airflow_provider_gptimg.mirroring.mirror import MirroredObject
+from airflow_provider_gptimg.mirroring.store import Content, S3Store
 
 __all__ = ["Manifest", "manifest_lines"]
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_provider_gptimg.api.images import FORMATS
 from airflow_provider_gptimg.api.requests import MAX_IMAGES
 from airflow_provider_gptimg.exceptions import GptImgRequestError
+from airflow_provider_gptimg.mirroring.images import FORMATS
 
 __all__ = ["Destination", "KeyPattern"]
 

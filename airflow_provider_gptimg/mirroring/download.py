@@ -12,7 +12,10 @@ from typing import IO
 
 import httpx
 
-from airflow_provider_gptimg.api.images import (
+from airflow_provider_gptimg.exceptions import GptImgMediaError
+from airflow_provider_gptimg.hooks.connection import ConnectionSettings, Origin
+from airflow_provider_gptimg.hooks.http import sync_client
+from airflow_provider_gptimg.mirroring.images import (
     HEAD_BYTES,
     EndFinder,
     ImageFormat,
@@ -20,9 +23,6 @@ from airflow_provider_gptimg.api.images import (
     PixelsFinder,
     read_format,
 )
-from airflow_provider_gptimg.exceptions import GptImgMediaError
-from airflow_provider_gptimg.hooks.connection import ConnectionSettings, Origin
-from airflow_provider_gptimg.hooks.http import sync_client
 
 __all__ = ["Download", "Downloader", "GoneError", "TransientError", "without_query"]
 

@@ -7,16 +7,14 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from airflow.providers.common.compat.lineage.hook import get_hook_lineage_collector
-from airflow.providers.common.compat.sdk import Asset, AssetAlias
-
-from airflow_provider_gptimg.download import without_query
+from airflow_provider_gptimg.airflow_compat import Asset, AssetAlias, get_hook_lineage_collector
+from airflow_provider_gptimg.mirroring.download import without_query
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
-    from airflow_provider_gptimg.destination import KeyPattern
-    from airflow_provider_gptimg.mirror import MirroredObject
+    from airflow_provider_gptimg.mirroring.destination import KeyPattern
+    from airflow_provider_gptimg.mirroring.mirror import MirroredObject
 
 __all__ = ["describe_outlets", "openlineage_datasets", "report_to_collector"]
 

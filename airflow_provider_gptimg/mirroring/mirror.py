@@ -22,13 +22,13 @@ from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from airflow_provider_gptimg.api.images import FORMATS, Pixels
 from airflow_provider_gptimg.api.protocol import backoff
 from airflow_provider_gptimg.api.tasks import Image, ImageTask
-from airflow_provider_gptimg.destination import KeyPattern
-from airflow_provider_gptimg.download import Download, Downloader, GoneError, TransientError, without_query
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgMediaError, GptImgRequestError
-from airflow_provider_gptimg.s3_store import Content, S3Store
+from airflow_provider_gptimg.mirroring.destination import KeyPattern
+from airflow_provider_gptimg.mirroring.download import Download, Downloader, GoneError, TransientError, without_query
+from airflow_provider_gptimg.mirroring.images import FORMATS, Pixels
+from airflow_provider_gptimg.mirroring.store import Content, S3Store
 from airflow_provider_gptimg.telemetry import count, span
 
 if TYPE_CHECKING:

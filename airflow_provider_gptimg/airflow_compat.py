@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one module that knows which Airflow this is, and the Airflow names that are not public everywhere.
+
+Names are resolved on first use, from the first of their places that this Airflow has: public ones first. Some places
+are private; `tests/test_airflow_compat.py` says on which versions they were seen.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from airflow import __version__ as AIRFLOW_VERSION
+
+if TYPE_CHECKING:
+    NEVER_EXPIRE: Any
+    from airflow.dag_processing.dagbag import DagBag as DagBag
+    from airflow.sdk import (
+        Asset as Asset,
+        AssetAlias as AssetAlias,
+        BaseHook as BaseHook,
+        BaseOperator as BaseOperator,
+        BaseOperatorLink as BaseOperatorLink,
+        BaseSensorOperator as BaseSensorOperator,
+        Connection as Connection,
+        Context as Context,
+        PokeReturnValue as PokeReturnValue,
+        Variable as Variable,
+        XComArg as XComArg,
+    )
+    from airflow.sdk.bases.decorator import (
+        DecoratedOperator as DecoratedOperator,
+        TaskDecorator as TaskDecorator,
+        determine_kwargs as determine_kwargs,
+        task_decorator_factory as task_decorator_factory,
+    )
+    from airflow.sdk.configuration import conf as conf
+    from airflow.sdk.definitions.context import context_merge as context_merge
+    from airflow.sdk.exceptions import (
+        AirflowException as AirflowException,
+        AirflowFailException as AirflowFailException,
+        AirflowNotFoundException as AirflowNotFoundException,
+        AirflowSkipException as AirflowSkipException,
+    )
+    from airflow.sdk.execution_time.xcom import XCom as XCom
+    from airflow.sdk.lineage import get_hook_lineage_collector as get_hook_lineage_collector
+    from airflow.sdk.log import mask_secret as mask_secret
+    from airflow.sdk.plugins_manager import AirflowPlugin as AirflowPlugin
+    from airflow.sdk.types import TaskInstanceKey as TaskInstanceKey
+
+AIRFLOW = tuple(int(part) for part in AIRFLOW_VERSION.split(".")[:2])
+"""Major and minor version, e.g. `(3, 3)`."""
+
+HAS_GALLERY = AIRFLOW >= (3, 1)
+"""Airflow shows pages of plugins on runs and task instances."""
+HAS_TASK_STATE_STORE = AIRFLOW >= (3, 3)
+"""The task's context has a state store; triggers can start and end tasks."""
+
+_EXCEPTIONS = ("airflow.sdk.exceptions", "airflow.exceptions")
+_DECORATOR = ("airflow.sdk.bases.decorator", "airflow.decorators.base")
+_PLACES: dict[str, tuple[str, ...]] = {
+    "AirflowException": _EXCEPTIONS,
+    "AirflowFailException": _EXCEPTIONS,
+    "AirflowNotFoundException": _EXCEPTIONS,
+    "AirflowPlugin": ("airflow.sdk.plugins_manager", "airflow.plugins_manager"),
+    "AirflowRescheduleException": _EXCEPTIONS,
+    "AirflowSkipException": _EXCEPTIONS,
+    "Asset": ("airflow.sdk", "airflow.datasets:Dataset"),
+    "AssetAlias": ("airflow.sdk", "airflow.datasets:DatasetAlias"),
+    "BaseHook": ("airflow.sdk", "airflow.hooks.base"),
+    "BaseOperator": ("airflow.sdk", "airflow.models.baseoperator"),
+    "BaseOperatorLink": ("airflow.sdk", "airflow.models.baseoperatorlink"),
+    "BaseSensorOperator": ("airflow.sdk", "airflow.sensors.base"),
+    "Connection": ("airflow.sdk", "airflow.models.connection"),
+    "Context": ("airflow.sdk", "airflow.utils.context"),
+    "DagBag": ("airflow.dag_processing.dagbag", "airflow.models.dagbag"),
+    "DecoratedOperator": _DECORATOR,
+    "NEVER_EXPIRE": ("airflow.sdk",),
+    "PokeReturnValue": ("airflow.sdk", "airflow.sensors.base"),
+    "RetryDecision": ("airflow.sdk",),
+    "RetryPolicy": ("airflow.sdk",),
+    "TaskDecorator": ("airflow.sdk.bases.decorator", "airflow.decorators"),
+    "TaskInstanceKey": ("airflow.sdk.types", "airflow.models.taskinstancekey"),
+    "Variable": ("airflow.sdk", "airflow.models.variable"),
+    "XCom": ("airflow.sdk.execution_time.xcom", "airflow.models.xcom"),
+    "XComArg": ("airflow.sdk", "airflow.models.xcom_arg"),
+    "conf": ("airflow.sdk.configuration", "airflow.configuration"),
+    "context_merge": ("airflow.sdk.definitions.context", "airflow.utils.context"),
+    "determine_kwargs": ("airflow.sdk.bases.decorator", "airflow.utils.operator_helpers"),
+    "get_hook_lineage_collector": ("airflow.sdk.lineage", "airflow.lineage.hook"),
+    "mask_secret": (
+        "airflow.sdk.log",
+        "airflow.sdk.execution_time.secrets_masker",
+        "airflow.utils.log.secrets_masker",
+    ),
+    "task_decorator_factory": _DECORATOR,
+    # Of the API server, where the gallery runs (Airflow 3.1 and newer).
+    "DagAccessEntity": ("airflow.api_fastapi.auth.managers.models.resource_details",),
+    "DagRun": ("airflow.models.dagrun",),
+    "RenderedTaskInstanceFields": ("airflow.models.renderedtifields",),
+    "SessionDep": ("airflow.api_fastapi.common.db.common",),
+    "TaskInstance": ("airflow.models.taskinstance",),
+    "TaskStateStoreModel": ("airflow.models.task_state_store",),
+    "XComModel": ("airflow.models.xcom",),
+    "requires_access_dag": ("airflow.api_fastapi.core_api.security",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Resolve an Airflow name: ImportError where this Airflow has none, as `from … import` reports it."""
+    for place in _PLACES.get(name, ()):
+        module, _, renamed = place.partition(":")
+        try:
+            found = getattr(import_module(module), renamed or name)
+        except (ImportError, AttributeError):
+            continue
+        globals()[name] = found
+        return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r} on Airflow {AIRFLOW_VERSION}")
+
+
+async def get_async_connection(conn_id: str) -> Connection:
+    """Return a connection without blocking the event loop.
+
+    :raises AirflowNotFoundException: There is no such connection.
+    """
+    from airflow_provider_gptimg.airflow_compat import BaseHook, Connection
+
+    # From 3.1 to 3.3.1 aget_connection masks secrets by a blocking call, which fails while another is under way.
+    if hasattr(Connection, "aextra_dejson"):
+        return await BaseHook.aget_connection(conn_id)
+    from asgiref.sync import sync_to_async
+
+    return await sync_to_async(BaseHook.get_connection)(conn_id)
+
+
+def get_stats(in_triggerer: bool = False) -> Any:
+    """Return Airflow's Stats as the running process has set it up: from 3.2 on, a task's and the triggerer's differ."""
+    places = ["airflow.sdk.observability.stats", "airflow.observability.stats", "airflow.stats"]
+    if in_triggerer:
+        places.remove("airflow.sdk.observability.stats")
+    for place in places:
+        try:
+            return import_module(place).Stats
+        except (ImportError, AttributeError):
+            continue
+    raise ImportError(f"Airflow {AIRFLOW_VERSION} has no Stats in {', '.join(places)}")
