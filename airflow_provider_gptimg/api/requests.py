@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -96,7 +98,7 @@ class ImageRequest:
     ) -> ImageRequest:
         """Return the request if its form is right; the API decides the rest.
 
-        :param n: A whole number, also as text, as a template renders it.
+        :param n: A whole number, also as text or as `2.0`, as templates and tables write it; None, NaN or blank: 1.
         :param reference_images: A list, or one reference as text.
         :raises GptImgRequestError: Names the argument, its value and the way out.
         """
@@ -155,11 +157,16 @@ class ImageRequest:
 
 
 def _check_prompt(prompt: object) -> str:
-    if isinstance(prompt, str) and prompt.strip():
+    if isinstance(prompt, str) and any(map(_is_visible, prompt)):
         if not _can_be_sent(prompt):
             raise GptImgRequestError("prompt holds lone surrogates, which are no text")
         return prompt
     raise GptImgRequestError(f"prompt={prompt!r:.80} is blank or no text: say what the images should show")
+
+
+def _is_visible(character: str) -> bool:
+    # Not a space, a control character, or one of zero width.
+    return unicodedata.category(character) not in ("Cc", "Cf", "Zl", "Zp", "Zs")
 
 
 def _can_be_sent(text: str) -> bool:
@@ -180,9 +187,13 @@ def _check_aspect_ratio(aspect_ratio: object) -> str | None:
 
 
 def _check_n(n: object) -> int:
+    if n is None or (isinstance(n, str) and not n.strip()) or (isinstance(n, float) and math.isnan(n)):
+        return 1  # as tables write a missing value
     number = n
-    if isinstance(n, str) and re.fullmatch(r"\s*[0-9]{1,3}\s*", n, re.ASCII):
-        number = int(n)
+    if isinstance(n, str) and re.fullmatch(r"\s*[0-9]{1,3}(\.0{1,9})?\s*", n, re.ASCII):
+        number = float(n)
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
     if isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= MAX_IMAGES:
         return number
     raise GptImgRequestError(f"n={n!r:.80} is not a whole number from 1 to {MAX_IMAGES}: that many images a submit")

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a batch is asked for: a list of requests, or an S3 object with one request a line, checked as a whole."""
+"""The requests of a batch: a list, or an S3 object with one request a line, checked as a whole."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import math
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ __all__ = ["BatchRequest", "read_requests"]
 
 _ARGUMENTS = ("prompt", "aspect_ratio", "n", "reference_images", "extra_body", "on_unknown_submission")
 _SHOWN = 5
+_REFERENCE = re.compile(r"data:[^\s,]*,[^\s,;]*|[^\s,;]+", re.IGNORECASE)
+"""One of the references in a cell. Spaces, commas and semicolons separate them, and a `data:` URL holds some itself."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ def read_requests(
     """Return the requests that an operator's `requests` stands for.
 
     :param requests: A list of prompts or of dicts of submit arguments, or the `s3://` URI of an object of them:
-        CSV with a header if its key ends in `.csv`, else JSON Lines.
+        CSV with a header if its key ends in `.csv` or `.csv.gz`, else JSON Lines.
     :param read_object: Returns the text of an S3 object, given bucket and key.
     :param references_field: Name of the reference-image field on the wire.
     :raises GptImgRequestError: At least one is wrong; the message names it and its argument.
@@ -51,7 +55,7 @@ def read_requests(
             f"requests={requests!r:.120} is neither a list nor 's3://bucket/key' of a CSV or JSON Lines object"
         )
     text = read_object(*location)
-    parse = _read_csv if requests.lower().endswith(".csv") else _read_json_lines
+    parse = _read_csv if requests.lower().endswith((".csv", ".csv.gz")) else _read_json_lines
     entries = ((f"line {number} of {requests}", entry) for number, entry in parse(text, requests))
     return _check_all(entries, references_field)
 
@@ -84,22 +88,29 @@ def _check_all(entries: Iterable[tuple[str, Any]], references_field: str) -> lis
 def _check(name: str, entry: Any, references_field: str) -> BatchRequest:
     arguments = dict(entry) if isinstance(entry, Mapping) else {"prompt": entry}
     if unknown := sorted(str(argument) for argument in arguments if argument not in _ARGUMENTS):
-        raise GptImgRequestError(f"{unknown[0]!r} is no argument of a request: {', '.join(_ARGUMENTS)} are")
+        raise GptImgRequestError(f"{unknown[0]!r} is not an argument of a request: use {', '.join(_ARGUMENTS)}")
+    arguments = {argument: value for argument, value in arguments.items() if not _is_missing(value)}
     on_unknown = check_on_unknown_submission(arguments.pop("on_unknown_submission", None))
     request = ImageRequest.check(arguments.pop("prompt", None), **arguments)
     request.body(references_field)  # refuses an extra_body that sets what has an argument of its own
     return BatchRequest(name, request, on_unknown)
 
 
+def _is_missing(value: Any) -> bool:
+    """Return whether a table has no value there."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
 def _read_json_lines(text: str, uri: str) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(text.split("\n"), start=1):
+        line = line.removeprefix("\ufeff")  # files that were joined keep their byte order marks
         if not line.strip():
             continue
         try:
             yield number, json.loads(line)
         except (ValueError, RecursionError) as error:
             raise GptImgRequestError(
-                f"line {number} of {uri} is no JSON: {error}. Each line is a prompt or an object of submit arguments; "
+                f"line {number} of {uri} is not JSON: {error}. Each line is a prompt or an object of submit arguments; "
                 "for CSV, the key must end in .csv"
             ) from None
 
@@ -111,10 +122,12 @@ def _read_csv(text: str, uri: str) -> Iterator[tuple[int, Any]]:
     try:
         header = reader.fieldnames or []
         if "prompt" not in header:
-            raise GptImgRequestError(f"line 1 of {uri} is no header with 'prompt' in it: {header!r:.120}")
+            raise GptImgRequestError(f"line 1 of {uri} is not a header with 'prompt' in it: {header!r:.120}")
         if twice := [name for name in header if name and header.count(name) > 1]:
             raise GptImgRequestError(f"line 1 of {uri} names {twice[0]!r} twice: which column counts?")
         for row in reader:
+            if all(str(cell).removeprefix("\ufeff") == name for name, cell in row.items()):
+                continue  # the header of a file that was joined to this one
             if any(cell.strip() for cell in row.pop(None, ())):
                 raise GptImgRequestError(
                     f"line {reader.line_num} of {uri} has more cells than the header: put text with commas into quotes"
@@ -122,17 +135,23 @@ def _read_csv(text: str, uri: str) -> Iterator[tuple[int, Any]]:
             if cells := {name: cell for name, cell in row.items() if cell and cell.strip()}:
                 yield reader.line_num, _read_cells(cells, reader.line_num, uri)
     except csv.Error as error:
-        raise GptImgRequestError(f"line {reader.line_num} of {uri} is no CSV: {error}") from None
+        raise GptImgRequestError(f"line {reader.line_num} of {uri} is not CSV: {error}") from None
     finally:
         csv.field_size_limit(usual_limit)
 
 
 def _read_cells(cells: dict[str, Any], number: int, uri: str) -> dict[str, Any]:
     if references := cells.get("reference_images"):
-        cells["reference_images"] = references.split()
+        cells["reference_images"] = parts = _REFERENCE.findall(references)
+        if wrong := [part for part in parts if not part.lower().startswith(("https://", "s3://", "data:image/"))]:
+            raise GptImgRequestError(
+                f"line {number} of {uri}: reference_images={references!r:.200} has {wrong[0]!r:.60} in it, which is "
+                "not a reference. Spaces, commas and semicolons separate references: write %20, %2C and %3B in a URL, "
+                "or use JSON Lines"
+            )
     if extra_body := cells.get("extra_body"):
         try:
             cells["extra_body"] = json.loads(extra_body)
         except (ValueError, RecursionError) as error:
-            raise GptImgRequestError(f"line {number} of {uri}: extra_body is no JSON: {error}") from None
+            raise GptImgRequestError(f"line {number} of {uri}: extra_body is not JSON: {error}") from None
     return cells

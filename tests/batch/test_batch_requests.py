@@ -77,6 +77,46 @@ def test_a_request_may_say_what_an_unknown_outcome_means(requests: Any, text: st
     assert [each.on_unknown for each in asked] == ["resubmit", None]
 
 
+A, B = "https://example.com/a.png", "s3://bucket/b.png"
+PIXEL = "data:image/png;base64,iVBORw0KGgo="
+
+
+@pytest.mark.parametrize(
+    ("cell", "references"),
+    [
+        (f"{A};{B}", (A, B)),
+        (f"{A}, {B}", (A, B)),
+        (f" {A} ;\n{B}; ", (A, B)),
+        (f"{A},{PIXEL};{B}", (A, PIXEL, B)),
+        (f"{PIXEL} {PIXEL}", (PIXEL, PIXEL)),
+    ],
+)
+def test_a_cell_holds_references_separated_as_tables_do(cell: str, references: tuple[str, ...]) -> None:
+    """Else two would be sent, and paid for, as one."""
+    (request,) = read("s3://b/k.csv", f'prompt,reference_images\nA lamp,"{cell}"')
+    assert request.reference_images == references
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("k.jsonl", '{"prompt": "A lamp", "n": null, "aspect_ratio": null, "reference_images": NaN, "extra_body": ""}'),
+        ("k.jsonl", '{"prompt": "A lamp", "n": 1.0}'),
+        ("k.csv", "prompt,n\nA lamp,1.0"),
+        ("k.csv", "prompt,n,aspect_ratio\nA lamp,,"),
+    ],
+)
+def test_reads_numbers_and_missing_values_as_tables_write_them(key: str, text: str) -> None:
+    assert read(f"s3://b/{key}", text) == [LAMP]
+
+
+@pytest.mark.parametrize(
+    ("key", "part"), [("k.csv", "prompt,n\nA lamp,1\n"), ("k.csv.gz", "prompt\nA lamp\n"), ("k", '"A lamp"\n')]
+)
+def test_reads_files_that_were_joined(key: str, part: str) -> None:
+    assert read(f"s3://b/{key}", part + "\ufeff" + part + part) == [LAMP] * 3
+
+
 @pytest.mark.parametrize("blank", [",", " ,\t", ",,,"])
 def test_rows_of_empty_cells_are_no_requests(blank: str) -> None:
     """As spreadsheets leave them behind."""
@@ -100,8 +140,13 @@ def test_a_line_may_hold_any_line_break_that_json_allows() -> None:
     ("requests", "text", "complaint"),
     [
         (["x", " "], "", "requests[1]: prompt"),
+        (["x", "\u200b\u2060 \ufeff"], "", "requests[1]: prompt"),
+        (["x", {"prompt": float("nan")}], "", "requests[1]: prompt"),
+        (["x", {"prompt": "y", "n": 1.5}], "", "requests[1]: n=1.5"),
+        ("s3://b/k.csv", f'prompt,reference_images\nx,"{A},b.png"', "has 'b.png' in it, which is not a reference"),
+        ("s3://b/k.csv", "prompt,reference_images\nx,s3://b/my photo.png", "has 'photo.png' in it"),
         (["x", {"prompt": "y", "n": 9}], "", "requests[1]: n=9"),
-        (["x", {"prompt": "y", "size": 9}], "", "requests[1]: 'size' is no argument of a request"),
+        (["x", {"prompt": "y", "size": 9}], "", "requests[1]: 'size' is not an argument of a request"),
         ([{"prompt": "y", "extra_body": {"n": 4}}], "", "requests[0]: extra_body sets 'n'"),
         (["x", {"prompt": "y", "on_unknown_submission": "guess"}], "", "requests[1]: on_unknown_submission='guess'"),
         ([5], "", "requests[0]: prompt"),
@@ -111,17 +156,17 @@ def test_a_line_may_hold_any_line_break_that_json_allows() -> None:
         ({"prompt": "x"}, "", "is not a list"),
         (None, "", "requests=None is not a list"),
         ("s3://b/k.jsonl", '"x"\n\n{"prompt": 5}', "line 3 of s3://b/k.jsonl: prompt"),
-        ("s3://b/k.jsonl", '"x"\nprompt', "line 2 of s3://b/k.jsonl is no JSON"),
-        ("s3://b/k.jsonl", "[" * 100_000, "line 1 of s3://b/k.jsonl is no JSON"),
-        ("s3://b/k.csv", "text\nx", "line 1 of s3://b/k.csv is no header"),
+        ("s3://b/k.jsonl", '"x"\nprompt', "line 2 of s3://b/k.jsonl is not JSON"),
+        ("s3://b/k.jsonl", "[" * 100_000, "line 1 of s3://b/k.jsonl is not JSON"),
+        ("s3://b/k.csv", "text\nx", "line 1 of s3://b/k.csv is not a header"),
         ("s3://b/k.csv", "prompt,n,prompt\nx,1,y", "line 1 of s3://b/k.csv names 'prompt' twice"),
-        ("s3://b/k.csv", "", "line 1 of s3://b/k.csv is no header"),
+        ("s3://b/k.csv", "", "line 1 of s3://b/k.csv is not a header"),
         ("s3://b/k.csv", "prompt,n\nx,many", "line 2 of s3://b/k.csv: n='many'"),
         ("s3://b/k.csv", "prompt,n\nx,1,2", "line 2 of s3://b/k.csv has more cells"),
         ("s3://b/k.csv", "prompt,on_unknown_submission\nx,No", "line 2 of s3://b/k.csv: on_unknown_submission='No'"),
         ("s3://b/k.csv", "prompt,n\n,3", "line 2 of s3://b/k.csv: prompt"),
-        ("s3://b/k.csv", "prompt,extra_body\nx,{", "line 2 of s3://b/k.csv: extra_body is no JSON"),
-        ("s3://b/k.csv", 'prompt\n"x', "is no CSV"),
+        ("s3://b/k.csv", "prompt,extra_body\nx,{", "line 2 of s3://b/k.csv: extra_body is not JSON"),
+        ("s3://b/k.csv", 'prompt\n"x', "is not CSV"),
     ],
     ids=lambda value: str(value)[:30],
 )

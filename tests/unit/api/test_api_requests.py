@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -25,6 +26,11 @@ for _ in range(100_000):
         pytest.param({"n": 4}, "n", 4, id="n-most"),
         pytest.param({"n": "3"}, "n", 3, id="n-as-rendered"),
         pytest.param({"n": " 2\n"}, "n", 2, id="n-rendered-with-white-space"),
+        pytest.param({"n": 2.0}, "n", 2, id="n-as-tables-have-it"),
+        pytest.param({"n": "2.0"}, "n", 2, id="n-as-tables-write-it"),
+        pytest.param({"n": None}, "n", 1, id="n-missing"),
+        pytest.param({"n": float("nan")}, "n", 1, id="n-missing-in-a-table"),
+        pytest.param({"n": ""}, "n", 1, id="n-rendered-to-nothing"),
         pytest.param({"aspect_ratio": None}, "aspect_ratio", None, id="ratio-left-to-the-api"),
         pytest.param({"aspect_ratio": "16:9"}, "aspect_ratio", "16:9", id="ratio"),
         pytest.param({"aspect_ratio": "1024:1"}, "aspect_ratio", "1024:1", id="ratio-of-any-numbers"),
@@ -54,7 +60,7 @@ def test_accepts(arguments, field, value):
         pytest.param({"prompt": "a \ud800 cat"}, "prompt", id="prompt-lone-surrogate"),
         *(
             pytest.param({"n": n}, "n=", id=f"n-{n!r:.20}")
-            for n in (0, 5, -1, True, 1.0, 2.5, None, "", "0", "5", "1.0", "-1", "+1", "two", "٣", "1e0", [1], 10**30)
+            for n in (0, 5, -1, True, 2.5, math.inf, "0", "5", "5.0", "1.5", "-1", "+1", "two", "٣", "1e0", [1], 10**30)
         ),
         *(
             pytest.param({"aspect_ratio": ratio}, "aspect_ratio", id=f"ratio-{ratio!r:.20}")
