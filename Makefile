@@ -9,7 +9,7 @@ export UV_SYSTEM_CERTS := 1
 # Compiled once at installation; else each of Airflow's processes compiles all of it anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test system browser chaos compat bench check docs lock clean help
+.PHONY: setup demo test system browser chaos compat bench check types dist sbom docs lock clean help
 
 help:
 	@echo "make demo    run an example DAG on a throw-away Airflow with a stand-in API and S3"
@@ -20,6 +20,9 @@ help:
 	@echo "make compat  one DAG of all classes on older Airflows, and the gallery on 3.1"
 	@echo "make bench   what a wait, a mirrored image and a batch cost, beside official providers and by hand"
 	@echo "make check   lint, format and types"
+	@echo "make types   how completely the public names are typed"
+	@echo "make dist    the wheel and the source distribution, into dist/"
+	@echo "make sbom    the wheel's dependencies as a CycloneDX document, into dist/"
 	@echo "make docs    the documentation, into site/"
 	@echo "make lock    resolve requirements.lock anew"
 
@@ -76,6 +79,27 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Pyright looks at an installed package. The environment borrows what the wheel depends on; nobody imports the examples.
+types: dist
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-types
+	$(BIN)/uv pip install --quiet --python .venv-types/bin/python --no-deps dist/*.whl
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+		"$$(.venv-types/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dependencies.pth"
+	rm -r .venv-types/lib/python*/site-packages/airflow_provider_gptimg/example_dags
+	PATH="$(CURDIR)/.venv-types/bin:$$PATH" $(BIN)/basedpyright --ignoreexternal --verifytypes airflow_provider_gptimg
+
+dist: $(READY)
+	rm -f dist/*.whl dist/*.tar.gz
+	$(BIN)/uv build --quiet --python $(BIN)/python --no-build-isolation
+
+# Without direct_url.json, which says where on this machine the wheel was.
+sbom: dist
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-sbom
+	$(BIN)/uv pip install --quiet --python .venv-sbom/bin/python --constraint requirements.lock dist/*.whl
+	rm .venv-sbom/lib/python*/site-packages/airflow_provider_gptimg-*.dist-info/direct_url.json
+	$(BIN)/cyclonedx-py environment --output-reproducible --output-file dist/airflow-provider-gptimg.cdx.json \
+		.venv-sbom/bin/python
 
 docs: $(READY)
 	$(BIN)/python -m sphinx --fail-on-warning --nitpicky --fresh-env --quiet -d build/doctrees docs site

@@ -14,6 +14,8 @@ PAGES = {
     for path in (
         ROOT / "README.md",
         ROOT / "CHANGELOG.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "SECURITY.md",
         ROOT / "benchmarks/README.md",
         *sorted(ROOT.glob("docs/**/*.md")),
     )

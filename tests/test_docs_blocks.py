@@ -56,7 +56,7 @@ def run(*command: str, cwd: Path | None = None, **env: str) -> str:
 
 def test_blocks_are_of_kinds_that_are_tested():
     kinds = {block.language for block in blocks() if not block.language.startswith("{")}
-    assert kinds == {"python", "console", "json", "ini", "sql"}
+    assert kinds == {"python", "console", "json", "ini", "sql", "text"}
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
-import subprocess
-import sys
 import tomllib
-import zipfile
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -178,49 +175,6 @@ class TestVersion:
 
         GptImgHook().test_connection()
         assert emulator.calls[0].headers["user-agent"] == f"airflow-provider-gptimg/{__version__}"
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> zipfile.ZipFile:
-    """The wheel, built without a network."""
-    target = tmp_path_factory.mktemp("dist")
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(target)],
-        check=True,
-        capture_output=True,
-        cwd=ROOT,
-    )
-    (built,) = target.glob("*.whl")
-    return zipfile.ZipFile(built)
-
-
-class TestWheel:
-    def test_holds_every_module_and_nothing_beside_the_package(self, wheel):
-        names = {name for name in wheel.namelist() if ".dist-info/" not in name}
-        package = ROOT / "airflow_provider_gptimg"
-        assert {name.split("/")[0] for name in names} == {"airflow_provider_gptimg"}
-        assert {str(path.relative_to(ROOT)) for path in package.rglob("*.py")} <= names
-        assert not [name for name in names if "test" in name or name.endswith((".pyc", ".pem", ".env"))]
-
-    def test_is_typed(self, wheel):
-        assert "airflow_provider_gptimg/py.typed" in wheel.namelist()
-
-    def test_holds_the_licence(self, wheel):
-        (licence,) = [name for name in wheel.namelist() if name.endswith("licenses/LICENSE")]
-        assert b"Apache License" in wheel.read(licence)
-
-    def test_has_the_entry_point(self, wheel):
-        (points,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
-        assert b"provider_info = airflow_provider_gptimg:get_provider_info" in wheel.read(points)
-
-    def test_says_what_it_is(self, wheel):
-        (metadata,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
-        text = wheel.read(metadata).decode()
-        assert f"\nName: {NAME}\nVersion: {__version__}\n" in text
-        assert "\nLicense-Expression: Apache-2.0\n" in text
-        assert "\nRequires-Python: >=3.11\n" in text
-        for classifier in ("Framework :: Apache Airflow :: Provider", "Typing :: Typed"):
-            assert f"\nClassifier: {classifier}\n" in text
 
 
 @pytest.mark.parametrize(
