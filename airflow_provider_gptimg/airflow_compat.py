@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one module that knows which Airflow this is, and the Airflow names that are not public everywhere.
+"""The only module that asks which Airflow this is, with the names that are not public on every Airflow.
 
-Names are resolved on first use, from the first of their places that this Airflow has: public ones first. Some places
-are private; `tests/test_airflow_compat.py` says on which versions they were seen.
+A name is resolved on first use, from the first of its places that this Airflow has; public places come first. Some
+places are private: `tests/test_airflow_compat.py` names the versions on which each was seen.
 """
 
 from __future__ import annotations
@@ -84,17 +84,13 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "Variable": ("airflow.sdk", "airflow.models.variable"),
     "XCom": ("airflow.sdk.execution_time.xcom", "airflow.models.xcom"),
     "XComArg": ("airflow.sdk", "airflow.models.xcom_arg"),
-    "conf": ("airflow.sdk.configuration", "airflow.configuration"),
+    "conf": ("airflow.sdk", "airflow.sdk.configuration", "airflow.configuration"),
     "context_merge": ("airflow.sdk.definitions.context", "airflow.utils.context"),
     "determine_kwargs": ("airflow.sdk.bases.decorator", "airflow.utils.operator_helpers"),
     "get_hook_lineage_collector": ("airflow.sdk.lineage", "airflow.lineage.hook"),
-    "mask_secret": (
-        "airflow.sdk.log",
-        "airflow.sdk.execution_time.secrets_masker",
-        "airflow.utils.log.secrets_masker",
-    ),
+    "mask_secret": ("airflow.sdk.log", "airflow.utils.log.secrets_masker"),
     "task_decorator_factory": _DECORATOR,
-    # Of the API server, where the gallery runs (Airflow 3.1 and newer).
+    # The API server's, for the gallery (Airflow 3.1 and newer).
     "DagAccessEntity": ("airflow.api_fastapi.auth.managers.models.resource_details",),
     "DagRun": ("airflow.models.dagrun",),
     "RenderedTaskInstanceFields": ("airflow.models.renderedtifields",),
@@ -107,7 +103,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
 
 
 def __getattr__(name: str) -> Any:
-    """Resolve an Airflow name: ImportError where this Airflow has none, as `from … import` reports it."""
+    """Resolve an Airflow name; where this Airflow does not have it, `from … import` raises an ImportError."""
     for place in _PLACES.get(name, ()):
         module, _, renamed = place.partition(":")
         try:
@@ -135,7 +131,7 @@ async def get_async_connection(conn_id: str) -> Connection:
 
 
 def get_stats(in_triggerer: bool = False) -> Any:
-    """Return Airflow's Stats as the running process has set it up: from 3.2 on, a task's and the triggerer's differ."""
+    """Return the Stats that this process has set up: from 3.2 on, a task and the triggerer have one each."""
     places = ["airflow.sdk.observability.stats", "airflow.observability.stats", "airflow.stats"]
     if in_triggerer:
         places.remove("airflow.sdk.observability.stats")
