@@ -108,6 +108,11 @@ def get_provider_info() -> dict[str, Any]:
                         "description": "'true' (if empty), 'false', or the path of a CA bundle.",
                         "schema": {"type": ["string", "null"]},
                     },
+                    "max_connections": {
+                        "label": "Connections of a triggerer",
+                        "description": "Sockets that a triggerer opens to the API at the most; 128 if empty.",
+                        "schema": {"type": ["integer", "null"], "minimum": 1, "maximum": 9999},
+                    },
                 },
             }
         ],

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the provider tells of itself while it runs: metrics through Airflow's Stats, spans through OpenTelemetry.
+"""Metrics through Airflow's Stats, traces through OpenTelemetry.
 
-Both are Airflow's own, so where Airflow has them off, nothing is sent. A span is a child of the span of the task, or
+Both are Airflow's own: where Airflow has them off, nothing is sent. A span is a child of the span of the task, or
 of the trigger, that it is opened in.
 """
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["count", "count_poll", "span"]
 
+_OUTCOMES = ("processing", "completed", "failed", "error")
+
 
 def count(name: str, number: int = 1, **tags: str) -> None:
     """Add to the metric `gptimg.<name>`."""
@@ -30,7 +32,9 @@ def count_poll(outcome: ImageTask | GptImgError, *, waited: bool = True, in_trig
     :param waited: Whether the task was unfinished before; what was finished already, another wait has timed.
     """
     stats = _stats(in_triggerer)
-    status = getattr(outcome, "status", None) or "error"
+    status = getattr(outcome, "status", "error")
+    if status not in _OUTCOMES:  # in the server's words, each of which would be a time series
+        status = "other"
     stats.incr("gptimg.polls", 1, tags={"outcome": status})
     seconds = getattr(outcome, "seconds", None)
     if waited and seconds is not None:

@@ -12,7 +12,16 @@ from functools import lru_cache
 from typing import Any
 
 from airflow_provider_gptimg.api.calls import Call
-from airflow_provider_gptimg.api.tasks import COMPLETED, FAILED, PROCESSING, Image, ImageTask, check_task_id
+from airflow_provider_gptimg.api.tasks import (
+    COMPLETED,
+    FAILED,
+    MAX_IMAGES,
+    PROCESSING,
+    Image,
+    ImageTask,
+    check_task_id,
+)
+from airflow_provider_gptimg.api.texts import clean
 from airflow_provider_gptimg.exceptions import (
     GptImgAuthError,
     GptImgError,
@@ -33,14 +42,16 @@ class Answer:
     """One complete HTTP answer.
 
     :param headers: By lower-case name.
-    :param payload: The body read as JSON; None if it is none.
+    :param payload: The body read as JSON; None if it is not JSON.
     :param received_at: Unix seconds by the local clock.
+    :param flaw: Why the body was not read: too large, say. None if it was.
     """
 
     status: int
     headers: Mapping[str, str]
     payload: Any
     received_at: float
+    flaw: str | None = None
 
 
 @dataclass(frozen=True)
@@ -132,13 +143,14 @@ def _read_error(call: Call, answer: Answer) -> GptImgError:
         )
     if envelope is None:
         if call.is_submit:
-            return _unknown("the answer did not come from the API (no JSON envelope: a proxy?)", answer)
+            return _unknown(f"the answer did not come from the API ({_no_envelope(answer)}: a proxy?)", answer)
         if status in (401, 403):
             return GptImgAuthError(
                 "gptimg, or a gateway before it, rejected the key", http_status=status, request_id=_request_id(answer)
             )
         return GptImgProtocolError(
-            "The answer did not come from the API (no JSON envelope): a proxy, or the connection's host is another",
+            f"The answer did not come from the API ({_no_envelope(answer)}): "
+            "a proxy, or the connection's host is another",
             http_status=status,
             request_id=_request_id(answer),
         )
@@ -164,6 +176,10 @@ def _read_error(call: Call, answer: Answer) -> GptImgError:
     return GptImgProtocolError(f"gptimg answered with HTTP {status}", **details)
 
 
+def _no_envelope(answer: Answer) -> str:
+    return answer.flaw or "no JSON envelope"
+
+
 def _error_envelope(answer: Answer) -> _Envelope | None:
     """Return the API's error envelope, nested or flat; None if the answer is not the API's.
 
@@ -182,7 +198,7 @@ def _error_envelope(answer: Answer) -> _Envelope | None:
     message = fields.get("message")
     if not isinstance(message, str):
         message = error if isinstance(error, str) else "no message"
-    return _Envelope(message=_one_line(message), code=_one_line(code) if code else None, request_id=_request_id(answer))
+    return _Envelope(message=clean(message), code=clean(code) if code else None, request_id=_request_id(answer))
 
 
 def _request_id(answer: Answer) -> str | None:
@@ -191,16 +207,8 @@ def _request_id(answer: Answer) -> str | None:
     for fields in (payload, error if isinstance(error, dict) else {}, answer.headers):
         value = fields.get("request_id") or fields.get("x-request-id")
         if isinstance(value, str):
-            return _one_line(value)
+            return clean(value)
     return None
-
-
-def _one_line(text: str, limit: int = 300) -> str:
-    """Fold foreign text so that it cannot forge log lines or flood them."""
-    if text.isalnum() and len(text) <= limit:  # one word, as a status is
-        return text
-    text = " ".join("".join(char if char.isprintable() else " " for char in text[: 4 * limit]).split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _retry_after(answer: Answer) -> float | None:
@@ -241,7 +249,7 @@ def _read_task(call: Call, answer: Answer) -> ImageTask:
         raise GptImgProtocolError(
             f"it is an error: {envelope.message}"
             if envelope
-            else "the body is not the API's JSON envelope with an image task",
+            else answer.flaw or "the body is not the API's JSON envelope with an image task",
             code=envelope.code if envelope else None,
             http_status=answer.status,
             request_id=_request_id(answer),
@@ -261,19 +269,19 @@ def _read_task(call: Call, answer: Answer) -> ImageTask:
         )
     if not isinstance(status, str) or not status:
         raise GptImgProtocolError(f"image task {task_id} has no status", http_status=answer.status)
-    images = _read_images(data)
+    images = _read_images(data, may_be_wrong=call.is_submit)
     if status == COMPLETED and not images and not call.is_submit:
         raise GptImgProtocolError(f"image task {task_id} is completed without images", http_status=answer.status)
     error, error_code = _read_failure(data) if status == FAILED else (None, None)
     created_at = _text(data, "created_at")
     return ImageTask(
         task_id=call.task_id or task_id,
-        status=_one_line(status, 40),
+        status=clean(status, 40),
         id=_text(data, "id"),
         type=_text(data, "type"),
         provider=_text(data, "provider"),
         model=_text(data, "model"),
-        media_url=_text(data, "media_url"),
+        media_url=_url(data, "media_url"),
         images=images,
         created_at=created_at,
         updated_at=_text(data, "updated_at"),
@@ -285,18 +293,28 @@ def _read_task(call: Call, answer: Answer) -> ImageTask:
 
 def _text(data: Mapping[str, Any], name: str) -> str | None:
     value = data.get(name)
+    return clean(value) if isinstance(value, str) else None
+
+
+def _url(data: Mapping[str, Any], name: str) -> str | None:
+    # As it is: its query may be what opens it.
+    value = data.get(name)
     return value if isinstance(value, str) else None
 
 
-def _read_images(data: Mapping[str, Any]) -> tuple[Image, ...]:
-    images = []
+def _read_images(data: Mapping[str, Any], may_be_wrong: bool) -> tuple[Image, ...]:
+    images: list[Image] = []
     listed = data.get("images")
     for entry in listed if isinstance(listed, list) else []:
         if isinstance(entry, str):
             entry = {"url": entry}
-        if isinstance(entry, dict) and (url := _text(entry, "url")):
+        if isinstance(entry, dict) and (url := _url(entry, "url")):
             images.append(Image(url=url, content_type=_text(entry, "content_type")))
-    if not images and (media_url := _text(data, "media_url")):
+    if len(images) > MAX_IMAGES:
+        if may_be_wrong:
+            return ()
+        raise GptImgProtocolError(f"it lists {len(images)} images, and a task has at most {MAX_IMAGES}")
+    if not images and (media_url := _url(data, "media_url")):
         images.append(Image(url=media_url))
     return tuple(images)
 
@@ -306,8 +324,8 @@ def _read_failure(data: Mapping[str, Any]) -> tuple[str, str | None]:
     if isinstance(error, dict):
         code = _text(error, "code")
         message = _text(error, "message") or code or "no reason given"
-        return _one_line(message), _one_line(code) if code else None
-    return _one_line(error) if isinstance(error, str) and error else "no reason given", None
+        return message, code or None
+    return clean(error) if isinstance(error, str) and error else "no reason given", None
 
 
 def _age(created_at: str | None, answer: Answer) -> float | None:
@@ -327,7 +345,7 @@ def read_payload(body: bytes, secrets: tuple[str, ...]) -> Any:
     """Return `body` as JSON with each secret taken out of all its texts; None if it is no JSON.
 
     A server that echoes a key or a presigned URL must not bring it into a log or an XCom. A lone surrogate becomes a
-    question mark: no database takes it in an XCom.
+    question mark and a NUL a space, since no database takes them in an XCom.
     """
     try:
         payload = json.loads(body)
@@ -346,7 +364,7 @@ def _needs_cleaning(body: bytes, secrets: tuple[str, ...]) -> bool:
 
 def _cleaned(value: Any, secrets: tuple[str, ...]) -> Any:
     if isinstance(value, str):
-        value = value.encode(errors="replace").decode()
+        value = value.encode(errors="replace").decode().replace("\0", " ")
         for secret in secrets:
             value = value.replace(secret, "***")
         return value

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from airflow_provider_gptimg.api.tasks import CREDITS_PER_IMAGE
+from airflow_provider_gptimg.api.tasks import CREDITS_PER_IMAGE, MAX_IMAGES
 from airflow_provider_gptimg.exceptions import GptImgRequestError
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "split_s3_uri",
 ]
 
-MAX_IMAGES = 4
 MAX_REFERENCES = 4
 
 _ASPECT_RATIO = re.compile(r"[1-9][0-9]{0,4}:[1-9][0-9]{0,4}")

@@ -4,18 +4,33 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from airflow_provider_gptimg.exceptions import GptImgRequestError
+from airflow_provider_gptimg.api.texts import clean
+from airflow_provider_gptimg.exceptions import GptImgProtocolError, GptImgRequestError
 
-__all__ = ["COMPLETED", "CREDITS_PER_IMAGE", "FAILED", "PROCESSING", "Image", "ImageTask", "check_task_id"]
+__all__ = [
+    "COMPLETED",
+    "CREDITS_PER_IMAGE",
+    "FAILED",
+    "MAX_IMAGES",
+    "PROCESSING",
+    "Image",
+    "ImageTask",
+    "check_task_id",
+]
 
 PROCESSING = "processing"
 COMPLETED = "completed"
 FAILED = "failed"
 CREDITS_PER_IMAGE = 2
+MAX_IMAGES = 4
+"""Images that a task may have."""
+
+_LONGEST_URL = 16 * 1024
 
 _TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,254}")
 
@@ -93,6 +108,44 @@ class ImageTask:
         """Credits that its images cost: 2 each, as documented."""
         return CREDITS_PER_IMAGE * len(self.images)
 
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> ImageTask | None:
+        """Return the completed task that :meth:`as_dict` wrote; None if `entry` is not one.
+
+        :param entry: From anywhere, so it is bounded and cleaned as an answer of the API is.
+        :raises GptImgRequestError: Its `task_id` is not an id.
+        :raises GptImgProtocolError: It has more images, or a longer URL, than a task can have.
+        """
+        task_id = check_task_id(entry.get("task_id"))
+        listed = entry.get("images")
+        if entry.get("status") != COMPLETED or not isinstance(listed, Sequence) or isinstance(listed, str):
+            return None
+        if len(listed) > MAX_IMAGES:
+            raise GptImgProtocolError(
+                f"The finished task {task_id} lists {len(listed)} images, and a task has at most {MAX_IMAGES}"
+            )
+        images = []
+        for image in listed:
+            if not isinstance(image, Mapping) or not isinstance(image.get("url"), str):
+                return None
+            images.append(Image(image["url"], _text(image, "content_type")))
+        media_url = entry.get("media_url")
+        media_url = media_url if isinstance(media_url, str) else None
+        if any(len(url) > _LONGEST_URL for url in (*(image.url for image in images), media_url or "")):
+            raise GptImgProtocolError(f"The finished task {task_id} has a URL of more than {_LONGEST_URL} characters")
+        texts: dict[str, Any] = {
+            name: _text(entry, name) for name in ("id", "type", "provider", "model", "created_at", "updated_at")
+        }
+        if not images:
+            return None
+        return cls(
+            task_id=task_id,
+            status=COMPLETED,
+            images=tuple(images),
+            media_url=media_url,
+            **texts,
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Return the finished task as it goes to XCom: plain JSON values."""
         return {
@@ -108,3 +161,8 @@ class ImageTask:
             "updated_at": self.updated_at,
             "credits": self.credits,
         }
+
+
+def _text(entry: Mapping[str, Any], name: str) -> str | None:
+    value = entry.get(name)
+    return clean(value) if isinstance(value, str) else None

@@ -1,91 +1,57 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an Airflow connection of type `gptimg` says, checked before any network."""
+"""Read and check an Airflow connection of type `gptimg`, before any network."""
 
 from __future__ import annotations
 
-import ipaddress
+import difflib
 import json
+import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import httpx
-
 from airflow_provider_gptimg.api.requests import check_on_unknown_submission
+from airflow_provider_gptimg.api.texts import clean_url
 from airflow_provider_gptimg.exceptions import GptImgAuthError, GptImgMediaError, GptImgRequestError
+from airflow_provider_gptimg.hooks.origin import HostPattern, Origin
 from airflow_provider_gptimg.polling import Schedule
 
 if TYPE_CHECKING:
     from airflow_provider_gptimg.airflow_compat import Connection
 
-__all__ = ["ConnectionSettings"]
+__all__ = ["ConnectionSettings", "Origin", "name_connection"]
+
+log = logging.getLogger(__name__)
 
 DEFAULT_BASE_URL = "https://gptimg.co"
 DEFAULT_MEDIA_HOSTS = ("gptimg.co", "*.gptimg.co")
 DEFAULT_CALL_TIMEOUT = 30.0
+DEFAULT_MAX_CONNECTIONS = 128
 
-_LABEL = r"[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
-_HOST_NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*")
-_DEFAULT_PORTS = {"http": 80, "https": 443}
+_EXTRAS = (
+    "first_poll_after",
+    "max_connections",
+    "media_hosts",
+    "on_unknown_submission",
+    "poll_interval",
+    "reference_images_field",
+    "timeout",
+    "verify",
+)
+_SWITCHES = {
+    **dict.fromkeys(("true", "yes", "on", "1", "none", "null", ""), True),
+    **dict.fromkeys(("false", "no", "off", "0"), False),
+}
 _LONGEST = 86_400.0
 """Seconds that a setting may name. A timer set for centuries fails, and would do so just before a submit is sent."""
 
 # One object for the thousands of waits that go by the same.
 _schedule = lru_cache(maxsize=64)(Schedule)
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Scheme, host and port, in one form only, so that two of them can be compared."""
-
-    scheme: str
-    host: str
-    port: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.port <= 65535:
-            raise ValueError(f"{self.port} is no port")
-
-    @classmethod
-    def of(cls, url: str) -> Origin:
-        """Return the origin of an absolute http(s) URL.
-
-        :raises ValueError: It is none, or could be read in two ways.
-        """
-        if re.search(r"[\s\\\x00-\x1f\x7f]", url):
-            raise ValueError("it has white space, a backslash or a control character")
-        parts = urlsplit(url)
-        if parts.scheme not in _DEFAULT_PORTS:
-            raise ValueError("it is neither https:// nor http://")
-        if "@" in parts.netloc:
-            raise ValueError("it has user-info ('…@')")
-        host = (parts.hostname or "").removesuffix(".")
-        if ":" in host:
-            host = str(ipaddress.IPv6Address(host))
-        elif not _HOST_NAME.fullmatch(host):
-            raise ValueError("it has no plain host name")
-        try:
-            httpx.URL(url).host  # noqa: B018 - refused here rather than in the middle of a request
-        except (httpx.InvalidURL, UnicodeError) as error:
-            raise ValueError(f"it is no URL: {error}") from None
-        return cls(parts.scheme, host, _DEFAULT_PORTS[parts.scheme] if parts.port is None else parts.port)
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether it is this machine, said so that no name server can lie about it."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        port = "" if self.port == _DEFAULT_PORTS[self.scheme] else f":{self.port}"
-        return f"{self.scheme}://{host}{port}"
+_pattern = lru_cache(maxsize=256)(HostPattern.parse)
 
 
 @dataclass(frozen=True)
@@ -97,6 +63,7 @@ class ConnectionSettings:
     :param poll_interval: Default of every task on this connection; None: the provider's. Likewise `first_poll_after`.
     :param media_hosts: Host patterns (`name`, `*.name`, either with `:port`) that image URLs may come from.
     :param verify: True, False, or the path of a CA bundle.
+    :param max_connections: Sockets that the triggerer opens to the API at the most.
     """
 
     conn_id: str
@@ -110,6 +77,34 @@ class ConnectionSettings:
     reference_images_field: str = "image_urls"
     verify: bool | str = True
     on_unknown_submission: str | None = None
+    max_connections: int = DEFAULT_MAX_CONNECTIONS
+
+    @classmethod
+    def load(cls, conn_id: str, get_connection: Callable[[str], Connection]) -> ConnectionSettings:
+        """Return what the connection `conn_id` says.
+
+        :raises GptImgRequestError: There is no such connection.
+        :raises GptImgError: As :meth:`read`.
+        """
+        try:
+            conn = get_connection(conn_id)
+        except Exception as error:
+            raise (_missing(conn_id) if _is_missing(error) else error) from None
+        return cls.read(conn)
+
+    @classmethod
+    async def aload(cls, conn_id: str) -> ConnectionSettings:
+        """Return what the connection `conn_id` says, without blocking the event loop.
+
+        :raises GptImgError: As :meth:`load`.
+        """
+        from airflow_provider_gptimg.airflow_compat import get_async_connection
+
+        try:
+            conn = await get_async_connection(conn_id)
+        except Exception as error:
+            raise (_missing(conn_id) if _is_missing(error) else error) from None
+        return cls.read(conn)
 
     @classmethod
     def read(cls, conn: Connection) -> ConnectionSettings:
@@ -139,15 +134,21 @@ class ConnectionSettings:
             raise GptImgRequestError(f"Connection {conn.conn_id!r}: {error.message}") from None
         reference_field = extra.get("reference_images_field") or "image_urls"
         if not isinstance(reference_field, str) or reference_field in ("prompt", "n", "aspect_ratio"):
-            raise wrong("reference_images_field", reference_field, "is no name of a JSON field for reference images")
+            raise wrong(
+                "reference_images_field", reference_field, "is not the name of a JSON field for reference images"
+            )
         hosts = extra.get("media_hosts") or DEFAULT_MEDIA_HOSTS
         if isinstance(hosts, str):
             hosts = [host for host in re.split(r"[\s,]+", hosts) if host]
         if not isinstance(hosts, list | tuple):
-            raise wrong("media_hosts", hosts, "is no list of host patterns")
+            raise wrong("media_hosts", hosts, "is not a list of host patterns")
         for host in hosts:
-            if not isinstance(host, str) or not re.fullmatch(r"(\*\.)?[A-Za-z0-9.-]+(:[0-9]{1,5})?", host):
-                raise wrong("media_hosts", host, "is no host pattern such as 'cdn.example.com' or '*.example.com'")
+            try:
+                _pattern(host.lower())
+            except (AttributeError, ValueError):
+                raise wrong(
+                    "media_hosts", host, "is not a host pattern such as 'cdn.example.com' or '*.example.com'"
+                ) from None
         return cls(
             conn_id=conn.conn_id,
             base_url=base_url,
@@ -160,6 +161,7 @@ class ConnectionSettings:
             reference_images_field=reference_field,
             verify=_read_verify(extra.get("verify"), wrong),
             on_unknown_submission=policy,
+            max_connections=_read_count(extra.get("max_connections"), wrong),
         )
 
     def schedule(self, poll_interval: float | None = None, first_poll_after: float | None = None) -> Schedule:
@@ -188,15 +190,33 @@ class ConnectionSettings:
         try:
             origin = Origin.of(url)
         except ValueError as error:
-            raise GptImgMediaError(f"The image URL {_shown(url)} is refused: {error}") from None
-        if origin == self.origin or (
-            origin.scheme == "https" and any(_matches(pattern, origin) for pattern in self.media_hosts)
-        ):
+            raise GptImgMediaError(f"The image URL {clean_url(url)!r} is refused: {error}") from None
+        if origin == self.origin or any(_pattern(host).allows(origin) for host in self.media_hosts):
             return url
         raise GptImgMediaError(
-            f"The image URL {_shown(url)} is not over HTTPS from an allowed host ({', '.join(self.media_hosts)}): "
+            f"The image URL {clean_url(url)!r} is not over HTTPS from an allowed host ({', '.join(self.media_hosts)}): "
             f"if it is right, add its host to extra.media_hosts of connection {self.conn_id!r}"
         )
+
+
+def name_connection(error: GptImgAuthError, conn_id: str) -> GptImgAuthError:
+    """Return an error about the key that says whose key it is."""
+    error.message = f"Connection {conn_id!r}: {error.message}"
+    return error
+
+
+def _is_missing(error: Exception) -> bool:
+    """Whether Airflow has no such connection; some of its versions say so by an error of another class."""
+    from airflow_provider_gptimg.airflow_compat import AirflowNotFoundException
+
+    return isinstance(error, AirflowNotFoundException) or "CONNECTION_NOT_FOUND" in str(error)
+
+
+def _missing(conn_id: str) -> GptImgRequestError:
+    return GptImgRequestError(
+        f"There is no connection {conn_id!r}: make one, as in `airflow connections add {conn_id} --conn-type gptimg "
+        "--conn-password <the API key>`, or name another by gptimg_conn_id"
+    )
 
 
 def _read_seconds(name: str, value: Any) -> float:
@@ -209,17 +229,6 @@ def _read_seconds(name: str, value: Any) -> float:
     if not at_least <= number <= _LONGEST or isinstance(value, bool):
         raise ValueError(f"is not a number of seconds from {at_least:g} to {_LONGEST:g}, a day")
     return number
-
-
-def _shown(url: str) -> str:
-    return repr(url.split("?", 1)[0][:200])
-
-
-def _matches(pattern: str, origin: Origin) -> bool:
-    name, _, port = pattern.partition(":")
-    if origin.port != int(port or 443):
-        return False
-    return origin.host.endswith(name[1:]) if name.startswith("*.") else origin.host == name
 
 
 def _read_base_url(conn: Connection) -> tuple[str, Origin]:
@@ -240,6 +249,8 @@ def _read_base_url(conn: Connection) -> tuple[str, Origin]:
         raise refuse("it has a query string or a fragment")
     if "@" in host:
         raise refuse("it has user-info ('…@'); the key belongs into the password field")
+    if _is_ipv6(host):  # as a URI gives it
+        host = f"[{host}]"
     url = host if "://" in host else f"{conn.schema or 'https'}://{host}"
     try:
         parts = urlsplit(url)
@@ -252,7 +263,17 @@ def _read_base_url(conn: Connection) -> tuple[str, Origin]:
         raise refuse(str(error)) from None
     if origin.scheme == "http" and not origin.is_loopback:
         raise refuse("http:// would send the key in the clear, so it is allowed for loopback hosts only")
+    if re.search(r"/api/v[0-9]+(/|$)", parts.path):
+        raise refuse("it has the path of the API's calls, /api/v1, which is added to it: leave that out")
     return f"{origin}{parts.path.rstrip('/')}", origin
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        IPv6Address(host)
+    except ValueError:
+        return False
+    return "%" not in host
 
 
 def _read_extra(conn: Connection) -> dict[str, Any]:
@@ -263,7 +284,17 @@ def _read_extra(conn: Connection) -> dict[str, Any]:
         extra = None
     if not isinstance(extra, dict):
         raise GptImgRequestError(f"Connection {conn.conn_id!r}: extra is not a JSON object")
+    for name in extra:
+        if name not in _EXTRAS:
+            _warn_of_extra(str(conn.conn_id), name[:80])
     return extra
+
+
+@lru_cache(maxsize=256)  # once a process: a triggerer reads its connections each minute
+def _warn_of_extra(conn_id: str, name: str) -> None:
+    near = difflib.get_close_matches(name.lower(), _EXTRAS, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"the known ones are {', '.join(_EXTRAS)}"
+    log.warning("Connection %r: extra %r is not known and has no effect; %s", conn_id, name, hint)
 
 
 def _read_key(conn: Connection) -> str:
@@ -273,14 +304,23 @@ def _read_key(conn: Connection) -> str:
     if not re.fullmatch(r"[\x21-\x7e]+", key):
         raise GptImgAuthError(
             f"Connection {conn.conn_id!r}: the API key in the password field has characters that no key has "
-            "(white space or beyond ASCII): paste it anew"
+            "(white space or beyond ASCII): paste it again"
         )
     return key
 
 
 def _read_verify(value: Any, wrong: Any) -> bool | str:
-    if value is None or value == "" or isinstance(value, bool):
-        return value is not False
+    if value is None or value in (0, 1):  # False and True too
+        return value is None or bool(value)
     if isinstance(value, str):
-        return {"true": True, "false": False}.get(value.lower(), value)
+        return _SWITCHES.get(value.strip().lower(), value.strip())
     raise wrong("verify", value, "is neither true, false nor the path of a CA bundle")
+
+
+def _read_count(value: Any, wrong: Any) -> int:
+    if value is None or value == "":
+        return DEFAULT_MAX_CONNECTIONS
+    text = str(value).strip().removesuffix(".0")
+    if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,4}", text, re.ASCII) or int(text) < 1:
+        raise wrong("max_connections", value, "is not a whole number from 1 to 9999")
+    return int(text)

@@ -25,7 +25,7 @@ from airflow_provider_gptimg.exceptions import (
     GptImgRequestError,
     GptImgSubmissionUnknownError,
 )
-from airflow_provider_gptimg.hooks.connection import ConnectionSettings
+from airflow_provider_gptimg.hooks.connection import ConnectionSettings, name_connection
 from airflow_provider_gptimg.hooks.http import exchange, sync_client
 from airflow_provider_gptimg.polling import DEFAULT_TIMEOUT, Progress, Wait, check_timeout
 from airflow_provider_gptimg.telemetry import count_poll, span
@@ -88,7 +88,7 @@ class GptImgHook(BaseHook):
         :raises GptImgRequestError: A field of it is wrong, e.g. an unsafe host.
         :raises GptImgAuthError: It has no key.
         """
-        return ConnectionSettings.read(self.get_connection(self.gptimg_conn_id))
+        return ConnectionSettings.load(self.gptimg_conn_id, self.get_connection)
 
     def get_conn(self) -> httpx.Client:
         """Return an HTTP client that is set up for the connection, without the key."""
@@ -334,7 +334,7 @@ class GptImgHook(BaseHook):
             return self._drive(call, client, secrets, max_attempts, pause)
         except GptImgAuthError:
             # The key may have been rotated since the connection was read.
-            fresh = ConnectionSettings.read(self.get_connection(self.gptimg_conn_id))
+            fresh = ConnectionSettings.load(self.gptimg_conn_id, self.get_connection)
             if fresh == self.settings:
                 raise
             self.settings = fresh
@@ -363,6 +363,8 @@ class GptImgHook(BaseHook):
                 else:
                     outcome = exchange(client, self.settings, step, secrets)
                 step = conversation.send(outcome)
+        except GptImgAuthError as error:
+            raise name_connection(error, self.gptimg_conn_id) from None
         except StopIteration as done:
             task: ImageTask = done.value
             return task

@@ -1,41 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
 """One async client per event loop and connection, shared by all triggers that wait there.
 
-A client a trigger would mean a TLS context, a handshake and a socket for each wait. The client speaks httpx's
-API over aiohttp's connection pool: httpx's own pool walks all its connections for each request, so its cost
-grows with requests in line times connections. A semaphore stands in front, so that waiting in line counts
-against no time-out and the number of sockets is bounded whatever the number of waits.
+A client a trigger would mean a TLS context, a handshake and a socket for each wait. A semaphore stands before
+aiohttp's pool, so that waiting in line counts against no time-out, and the number of sockets is bounded whatever the
+number of waits.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
+import logging
 import time
-from functools import cache
+from dataclasses import dataclass
+from ssl import SSLContext
 from weakref import WeakKeyDictionary
 
 import aiohttp
-import httpx
-from httpx_aiohttp import AiohttpTransport
 
 from airflow_provider_gptimg.api.answers import Answer, NoAnswer
 from airflow_provider_gptimg.api.calls import Call, poll_call
 from airflow_provider_gptimg.api.protocol import MAX_ATTEMPTS, Sleep, converse
 from airflow_provider_gptimg.api.tasks import ImageTask
 from airflow_provider_gptimg.exceptions import GptImgAuthError
-from airflow_provider_gptimg.hooks.connection import ConnectionSettings
-from airflow_provider_gptimg.hooks.http import async_exchange, proxy_for, tls_context
+from airflow_provider_gptimg.hooks.connection import ConnectionSettings, name_connection
+from airflow_provider_gptimg.hooks.decoding import BodyError, BoundedBody
+from airflow_provider_gptimg.hooks.http import MAX_ANSWER, make_answer, request_headers, why_not
+from airflow_provider_gptimg.hooks.network import proxy_for, tls_context
 
-__all__ = ["MAX_CONNECTIONS", "SharedClient", "shared_client"]
+__all__ = ["SharedClient", "shared_client"]
 
-MAX_CONNECTIONS = 36
+log = logging.getLogger(__name__)
+
 KEEP_ALIVE = 75.0
 """Seconds an idle connection is kept: longer than any usual poll interval, or each poll would open one."""
 _MAX_HEADER = 64 * 1024
 """Bytes of an answer's header line: as many as a worker's own client takes, where aiohttp has 8 KiB."""
 _FRESH = 60.0
-"""Seconds for which a connection's fields, once read, serve further triggers."""
+"""Seconds for which a connection's fields, once read, serve."""
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How to reach the API as the connection said at some time; calls may be under way on earlier ones."""
+
+    context: SSLContext
+    proxy: str | None
+    max_connections: int
+    session: aiohttp.ClientSession
+    slots: asyncio.Semaphore
 
 
 class SharedClient:
@@ -45,44 +57,58 @@ class SharedClient:
         self.conn_id = conn_id
         self.users = 0
         self._settings: ConnectionSettings | None = None
+        self._headers: dict[str, str] = {}
         self._read_at = float("-inf")
         self._lock = asyncio.Lock()
-        self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
-        self._transports: list[AiohttpTransport] = []
-        """One for each TLS context and proxy that the connection asked for. The last one counts; over the others
-        calls may be under way, and their idle connections close by themselves."""
+        self._ways: list[_Way] = []
+        """The last one counts."""
 
     async def settings(self, stale: ConnectionSettings | None = None) -> ConnectionSettings:
         """Return what the connection says, read once for all triggers that start together.
 
-        :param stale: What a caller found to be out of date; it is read anew unless another caller has just done so.
+        :param stale: What a caller found to be out of date; it is read again unless another caller has just done so.
+        :raises GptImgError: The connection is wrong or missing.
         """
         async with self._lock:
             age = time.monotonic() - self._read_at
             if self._settings is None or age > _FRESH or (self._settings is stale and age > 1.0):
-                from airflow_provider_gptimg.airflow_compat import get_async_connection
-
-                settings = ConnectionSettings.read(await get_async_connection(self.conn_id))
-                if self._settings is None or not _same_way(self._settings, settings):
-                    self._transports.append(await self._open(settings))
+                settings = await ConnectionSettings.aload(self.conn_id)
+                await self._open(settings)
+                self._headers = request_headers(settings)
                 self._settings, self._read_at = settings, time.monotonic()
             return self._settings
 
     async def get_task(self, task_id: str, max_attempts: int = MAX_ATTEMPTS) -> ImageTask:
-        """Ask for an image task. A rejected key is read anew, once, before it counts.
+        """Ask for an image task. If the key is rejected, the connection is read once more before that counts.
 
         :param max_attempts: How often to send the request while it fails in a way that may pass.
         :raises GptImgError: As :meth:`GptImgHook.get_task`.
         """
         call = poll_call(task_id)
-        settings = self._settings or await self.settings()
+        settings = await self._current()
         try:
             return await self._drive(settings, call, max_attempts)
         except GptImgAuthError:
             fresh = await self.settings(stale=settings)
             if fresh == settings:
                 raise
-            return await self._drive(fresh, call, max_attempts)
+        return await self._drive(fresh, call, max_attempts)
+
+    async def _current(self) -> ConnectionSettings:
+        """Return the settings, read again each minute also for waits that go on; not if that fails just now."""
+        if self._settings is None:
+            return await self.settings()
+        if time.monotonic() - self._read_at > _FRESH:
+            try:
+                return await self.settings()
+            except Exception as error:
+                self._read_at = time.monotonic()
+                log.warning(
+                    "Connection %r cannot be read again (%s): waits go on with what it said before",
+                    self.conn_id,
+                    type(error).__name__,
+                )
+        return self._settings
 
     async def _drive(self, settings: ConnectionSettings, call: Call, max_attempts: int) -> ImageTask:
         conversation = converse(call, max_attempts=max_attempts)
@@ -94,27 +120,50 @@ class SharedClient:
                     await asyncio.sleep(step.seconds)
                     outcome = None
                 else:
-                    async with self._slots:
-                        outcome = await async_exchange(self._transports[-1], settings, step)
+                    way = self._ways[-1]
+                    async with way.slots:
+                        outcome = await self._exchange(way, settings, step)
                 step = conversation.send(outcome)
+        except GptImgAuthError as error:
+            raise name_connection(error, self.conn_id) from None
         except StopIteration as done:
             task: ImageTask = done.value
             return task
 
-    async def _open(self, settings: ConnectionSettings) -> AiohttpTransport:
+    async def _exchange(self, way: _Way, settings: ConnectionSettings, call: Call) -> Answer | NoAnswer:
+        """Send `call`, a read, and return what came of it; `http.exchange` for an event loop."""
+        response: aiohttp.ClientResponse | None = None
+        try:
+            async with (
+                asyncio.timeout(settings.call_timeout),
+                way.session.get(
+                    settings.base_url + call.path, headers=self._headers, proxy=way.proxy, allow_redirects=False
+                ) as response,
+            ):
+                body, flaw = await _receive(response)
+        except (aiohttp.ClientError, OSError) as error:
+            if response is None or response.status != 429:
+                return NoAnswer(why_not(error, settings, isinstance(error, TimeoutError)), sent=True)
+            body, flaw = b"", None  # the headers of a 429 say all that is needed
+        return make_answer(response.status, response.raw_headers, body, flaw, settings)
+
+    async def _open(self, settings: ConnectionSettings) -> None:
+        """Make a way to the API, unless the last one serves."""
         context = await asyncio.to_thread(tls_context, settings.verify)
         proxy = proxy_for(settings.origin)
-
-        def session() -> aiohttp.ClientSession:
-            connector = aiohttp.TCPConnector(limit=MAX_CONNECTIONS, keepalive_timeout=KEEP_ALIVE, ssl=context)
-            return aiohttp.ClientSession(
-                connector=connector, cookie_jar=aiohttp.DummyCookieJar(), max_field_size=_MAX_HEADER
-            )
-
-        # No time-outs of its own: each call has one, from its first byte to its last.
-        return AiohttpTransport(
-            verify=context, client=session, proxy=httpx.Proxy(proxy) if proxy else None, trust_env=False
+        if self._ways:
+            last = self._ways[-1]
+            if (last.context, last.proxy, last.max_connections) == (context, proxy, settings.max_connections):
+                return
+        session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=settings.max_connections, keepalive_timeout=KEEP_ALIVE, ssl=context),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None),  # each call has one, from its first byte to its last
+            auto_decompress=False,  # it would decode without a bound
+            max_field_size=_MAX_HEADER,
         )
+        slots = asyncio.Semaphore(settings.max_connections)
+        self._ways.append(_Way(context, proxy, settings.max_connections, session, slots))
 
     async def __aenter__(self) -> SharedClient:
         self.users += 1
@@ -128,13 +177,23 @@ class SharedClient:
 
     async def aclose(self) -> None:
         """Close all its connections."""
-        for transport in self._transports:
-            await transport.aclose()
+        for way in self._ways:
+            await way.session.close()
 
 
-def _same_way(one: ConnectionSettings, other: ConnectionSettings) -> bool:
-    """Whether one transport serves both: by TLS context, and by proxy, which the origin decides."""
-    return (one.verify, one.origin) == (other.verify, other.origin)
+async def _receive(response: aiohttp.ClientResponse) -> tuple[bytes, str | None]:
+    """Return the body, and why it could not be read if so."""
+    body = bytearray()
+    try:
+        bounded = BoundedBody(", ".join(response.headers.getall("content-encoding", ())), MAX_ANSWER)
+        async for chunk in response.content.iter_any():
+            for piece in bounded.feed(chunk):
+                body += piece
+        bounded.end()
+    except BodyError as error:
+        response.close()
+        return b"", f"the body {error}"
+    return bytes(body), None
 
 
 _clients: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, SharedClient]] = WeakKeyDictionary()
@@ -143,19 +202,6 @@ _clients: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, SharedClient]] 
 def shared_client(conn_id: str) -> SharedClient:
     """Return the running loop's client for connection `conn_id`, to be entered: the last one to leave closes it."""
     clients = _clients.setdefault(asyncio.get_running_loop(), {})
-    client = clients.get(conn_id)
-    if client is None:
-        _leave_loaded_alone()
-        client = clients[conn_id] = SharedClient(conn_id)
-    return client
-
-
-@cache
-def _leave_loaded_alone() -> None:
-    """Keep the garbage collector off what the process has loaded so far, once.
-
-    With 1,000 waits a full collection comes every 45 s. It would look through the 200,000 objects of Airflow's own
-    modules each time, and block the event loop for 150 to 200 ms; without them it takes 15 to 30 ms. Only once, and
-    before the first wait, since a reference cycle that is left alone is never freed.
-    """
-    gc.freeze()
+    if conn_id not in clients:
+        clients[conn_id] = SharedClient(conn_id)
+    return clients[conn_id]

@@ -13,8 +13,9 @@ from typing import IO
 import httpx
 
 from airflow_provider_gptimg.exceptions import GptImgMediaError
-from airflow_provider_gptimg.hooks.connection import ConnectionSettings, Origin
+from airflow_provider_gptimg.hooks.connection import ConnectionSettings
 from airflow_provider_gptimg.hooks.http import sync_client
+from airflow_provider_gptimg.hooks.origin import Origin
 from airflow_provider_gptimg.mirroring.images import (
     HEAD_BYTES,
     EndFinder,

@@ -11,19 +11,20 @@ from airflow.providers.common.compat.sdk import Connection
 from hypothesis import given, strategies as st
 
 from airflow_provider_gptimg.exceptions import GptImgAuthError, GptImgError, GptImgMediaError, GptImgRequestError
+from airflow_provider_gptimg.hooks import connection
 from airflow_provider_gptimg.hooks.connection import ConnectionSettings
 from airflow_provider_gptimg.hooks.gptimg import GptImgHook
 
 KEY = "sk-very-secret-key"
 
 
-def connection(extra: Any = None, **fields: Any) -> Connection:
+def make_connection(extra: Any = None, **fields: Any) -> Connection:
     extra = json.dumps(extra) if extra is not None and not isinstance(extra, str) else extra
     return Connection(conn_id="c", conn_type="gptimg", extra=extra, **{"password": KEY, **fields})
 
 
 def settings(extra: Any = None, **fields: Any) -> ConnectionSettings:
-    return ConnectionSettings.read(connection(extra, **fields))
+    return ConnectionSettings.read(make_connection(extra, **fields))
 
 
 class TestBaseUrl:
@@ -54,6 +55,9 @@ class TestBaseUrl:
             pytest.param({"host": "proxy.example/x", "port": 81}, "https://proxy.example:81/x", id="prefix-and-port"),
             pytest.param({"host": "https://[2001:db8::1]:8443/x"}, "https://[2001:db8::1]:8443/x", id="ipv6"),
             pytest.param({"host": "https://[2001:DB8:0::1]"}, "https://[2001:db8::1]", id="ipv6-in-one-form"),
+            pytest.param(
+                {"host": "2001:db8::1", "port": 8443}, "https://[2001:db8::1]:8443", id="ipv6-without-brackets"
+            ),
             pytest.param({"host": "http://localhost:8099"}, "http://localhost:8099", id="loopback-name"),
             pytest.param({"host": "http://127.0.0.1:8099"}, "http://127.0.0.1:8099", id="loopback"),
             pytest.param({"host": "http://127.8.9.10"}, "http://127.8.9.10", id="loopback-net"),
@@ -73,6 +77,8 @@ class TestBaseUrl:
             ("gptimg://:key-of-mine@", "https://gptimg.co"),
             ("gptimg://:key-of-mine@gptimg.co", "https://gptimg.co"),
             ("gptimg://:key-of-mine@127.0.0.1:8099/http", "http://127.0.0.1:8099"),
+            ("gptimg://:key-of-mine@[::1]:8099/http", "http://[::1]:8099"),
+            ("gptimg://:key-of-mine@[2001:db8::5]:8443", "https://[2001:db8::5]:8443"),
             ("gptimg://:key-of-mine@https%3A%2F%2Fproxy.example%2Fx", "https://proxy.example/x"),
         ],
     )
@@ -96,9 +102,6 @@ class TestBaseUrl:
                 "http://192.168.0.1",
                 "http://0.0.0.0",
                 "http://169.254.169.254",
-                "http://127.1",
-                "http://2130706433",
-                "http://0x7f000001",
                 "http://[::]",
                 "http://[::ffff:10.0.0.1]",
                 "http://[fe80::1]",
@@ -178,6 +181,21 @@ class TestBaseUrl:
                 f"{64 * 'a'}.example",
                 ".".join(43 * ["label"]),
                 "xn--a.com",
+                "http://127.1",
+                "http://2130706433",
+                "http://0x7f000001",
+                "https://[fd00:ec2::254%25.gptimg.co]",
+                "http://[::1%25.gptimg.co]:8099",
+                "http://[::1%lo]",
+            )
+        ),
+        *(
+            ({"host": host}, "leave that out")
+            for host in (
+                "https://gptimg.co/api/v1",
+                "https://gptimg.co/api/v1/",
+                "gptimg.co/api/v1/images/generate",
+                "https://proxy.example/gptimg/api/v1",
             )
         ),
         ({"host": "gptimg.co:8443", "port": 443}, "port"),
@@ -347,13 +365,15 @@ class TestExtra:
             ("", True),
             (None, True),
             ("/ca.pem", "/ca.pem"),
+            *((value, True) for value in (1, "1", "yes", "on", " True ", "None", "null")),
+            *((value, False) for value in (0, "0", "no", "off", "False ")),
         ],
         ids=repr,
     )
     def test_verify(self, value, verify):
         assert settings({"verify": value}).verify == verify
 
-    @pytest.mark.parametrize("value", [0, 1, ["/ca.pem"], {}], ids=repr)
+    @pytest.mark.parametrize("value", [2, ["/ca.pem"], {}], ids=repr)
     def test_refuses_another_verify(self, value):
         with pytest.raises(GptImgRequestError, match="verify"):
             settings({"verify": value})
@@ -381,6 +401,27 @@ class TestExtra:
         """Under the name of another field, the references would take its place."""
         with pytest.raises(GptImgRequestError, match="reference_images_field"):
             settings({"reference_images_field": value})
+
+    @pytest.mark.parametrize(("value", "count"), [(None, 128), ("", 128), (1, 1), ("32", 32), (200.0, 200)])
+    def test_max_connections(self, value, count):
+        assert settings({"max_connections": value}).max_connections == count
+
+    @pytest.mark.parametrize("value", [0, -1, "many", 1.5, True, 10_000, [5], float("nan")], ids=repr)
+    def test_refuses_another_number_of_connections(self, value):
+        with pytest.raises(GptImgRequestError, match="max_connections"):
+            ConnectionSettings.read(FakeConnection(json.dumps({"max_connections": value})))
+
+    @pytest.mark.parametrize(
+        ("name", "near"), [("poll_intervall", "poll_interval"), ("Verify", "verify"), ("api_key", "media_hosts")]
+    )
+    def test_warns_once_of_a_name_that_is_not_known(self, caplog, name, near):
+        connection._warn_of_extra.cache_clear()
+        for _ in range(2):
+            settings({name: KEY})
+        (line,) = [record.getMessage() for record in caplog.records if "not known" in record.getMessage()]
+        assert f"'c': extra '{name}'" in line
+        assert near in line
+        assert KEY not in line
 
     @pytest.mark.parametrize("extra", ["[]", "7", '"text"', "null"])
     def test_refuses_extra_that_is_no_object(self, extra):
@@ -487,6 +528,13 @@ class TestMediaUrls:
         "https://127.0.0.1/x.png",
         "https://[::1]/x.png",
         "https://[::1/x.png",
+        "https://[fd00:ec2::254%25.gptimg.co]/x.png",
+        "https://[::1%25.gptimg.co]/x.png",
+        "https://2852039166/x.png",
+        "https://0xa9fea9fe/x.png",
+        "https://gptimg.co/\x9b31m.png",
+        "https://gptimg.co/\u202egnp.x",
+        "https://gptimg.co/\x00.png",
         "http://localhost/x.png",
         "//gptimg.co/x.png",
         "gptimg.co/x.png",
@@ -543,6 +591,10 @@ class TestMediaUrls:
             ("*.example.com", "https://example.com/x", False),
             ("*.example.com:8443", "https://a.example.com:8443/x", True),
             ("*.example.com", "https://gptimg.co/x", False),
+            ("[fd00::5]:8443", "https://[fd00:0::5]:8443/x", True),
+            ("[fd00::5]", "https://[fd00::6]/x", False),
+            ("10.0.0.5", "https://10.0.0.5/x", True),
+            ("10.0.0.5", "https://a.10.0.0.5/x", False),
         ],
     )
     def test_host_patterns(self, pattern, url, allowed):
@@ -558,6 +610,12 @@ class TestMediaUrls:
             settings().check_media_url("https://cdn.example.com/x.png?signature=secret")
         assert "media_hosts" in str(refusal.value)
         assert "secret" not in str(refusal.value)
+
+    @pytest.mark.parametrize("url", ["https://cdn.example.com/\x9b31m", "https://cdn.example.com/\u202e", "\x1b[31m"])
+    def test_a_refusal_shows_no_control_characters(self, url):
+        with pytest.raises(GptImgMediaError) as refusal:
+            settings().check_media_url(url)
+        assert str(refusal.value).isprintable()
 
     @given(
         st.sampled_from(["https://", "http://", "https:", "//", ""]),

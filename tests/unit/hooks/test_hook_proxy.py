@@ -13,7 +13,7 @@ from raw_server import raw_server
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgRequestError
 from airflow_provider_gptimg.hooks.connection import Origin
 from airflow_provider_gptimg.hooks.gptimg import GptImgHook
-from airflow_provider_gptimg.hooks.http import proxy_for
+from airflow_provider_gptimg.hooks.network import proxy_for
 
 API = "https://gptimg.example"
 

@@ -122,5 +122,5 @@ async def test_a_mended_bundle_serves_waits_that_go_on(emulator, https, connect,
         async with shared_client("gptimg_default") as later:
             await later.settings()
         assert (await client.get_task(task_id)).task_id == task_id
-        inner = [transport.client for transport in client._transports]
+        inner = [way.session for way in client._ways]
     assert [one.closed for one in inner] == [True, True]

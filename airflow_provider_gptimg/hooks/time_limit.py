@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bound a call with httpx from its first byte to its last, by httpcore's trace events.
+
+Seen to hold with httpcore 1.0: `tests/unit/hooks/test_time_limit.py`.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import suppress
+from typing import Any
+
+import httpx
+
+__all__ = ["TimeLimit"]
+
+
+class TimeLimit:
+    """End a call when its time is up by closing its connection. httpx itself counts its time-out anew for each read.
+
+    Use it as a context around the whole call, and pass `extensions={"trace": limit.trace}` to httpx.
+
+    :param seconds: From entering the context.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.is_over = False
+        self.only_asked_proxy = False
+        """Whether only the CONNECT to a proxy went out: then the call itself was not sent."""
+        self._seconds = seconds
+        self._stream: Any = None
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.daemon = True
+
+    def __enter__(self) -> TimeLimit:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._timer.cancel()
+
+    def trace(self, event: str, info: dict[str, Any]) -> None:
+        """Take the connection that the call uses, once it is made; httpx calls this as its `trace` extension.
+
+        httpcore logs `info` afterwards at level DEBUG. What a server wrote is taken out of it: its headers may echo
+        the key.
+        """
+        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
+            if self.is_over:
+                raise httpx.ConnectTimeout(f"no connection in {self._seconds:g} s")
+            self.take(info["return_value"])
+        elif event.endswith(".send_request_headers.started"):
+            self.only_asked_proxy = info["request"].method == b"CONNECT"
+        elif event.endswith(".receive_response_headers.complete"):
+            info["return_value"] = info["return_value"][:2]  # HTTP version and status
+        if event.endswith(".failed"):
+            info["exception"] = type(info["exception"]).__name__
+
+    def take(self, stream: Any) -> None:
+        """Close this connection when time is up; needed for a kept connection, which is not made again.
+
+        :param stream: `response.extensions["network_stream"]`.
+        """
+        self._stream = stream
+
+    def _end(self) -> None:
+        self.is_over = True
+        if self._stream is not None:
+            with suppress(OSError):  # it is closed already
+                self._stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
