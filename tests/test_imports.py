@@ -18,7 +18,7 @@ MODULES = [
     "airflow_provider_gptimg.decorators.gptimg_batch",
 ]
 HOOK = "airflow_provider_gptimg.hooks.gptimg"
-CLIENTS = ("boto3", "botocore", "aiohttp", "httpx_aiohttp", "airflow_provider_gptimg.hooks")
+CLIENTS = ("boto3", "botocore", "aiohttp", "airflow_provider_gptimg.hooks")
 
 SCRIPT = """
 import importlib, json, sys

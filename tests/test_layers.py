@@ -20,7 +20,7 @@ MODULES = {
 # What a DAG imports; the triggerer and the webserver aside, also what they import of it.
 PARSED = ("operators", "sensors", "transfers", "decorators", "triggers", "links")
 PUBLIC_EVERYWHERE = ("airflow.triggers.base", "airflow.providers")
-CLIENTS = ("httpx", "httpx_aiohttp", "aiohttp", "boto3", "botocore", f"{PACKAGE}.hooks")
+CLIENTS = ("httpx", "aiohttp", "boto3", "botocore", f"{PACKAGE}.hooks")
 
 
 def is_below(module: str, *layers: str) -> bool:

@@ -13,6 +13,7 @@ import pytest
 from attempts import fire, rebuilt
 
 from airflow_provider_gptimg.hooks import shared_client
+from airflow_provider_gptimg.hooks.connection import DEFAULT_MAX_CONNECTIONS
 from airflow_provider_gptimg.triggers.gptimg import GptImgTaskTrigger
 
 
@@ -244,8 +245,8 @@ class TestEventLoop:
             emulator.finish(task_id)
         await asyncio.gather(*waiting)
         assert clients() == {}
-        assert client._transports[-1].client.closed
-        assert len({call.connection for call in emulator.calls}) <= shared_client.MAX_CONNECTIONS
+        assert client._ways[-1].session.closed
+        assert len({call.connection for call in emulator.calls}) <= DEFAULT_MAX_CONNECTIONS
 
     async def test_a_cancelled_trigger_leaves_nothing_behind(self, emulator, quick):
         quick(timeout=300)
@@ -259,7 +260,7 @@ class TestEventLoop:
         with pytest.raises(asyncio.CancelledError):
             await asyncio.wait_for(waiting, 10)
         assert clients() == {}
-        assert client._transports[-1].client.closed
+        assert client._ways[-1].session.closed
         await until(lambda: emulator.waiting() == 0)
         assert asyncio.all_tasks() < before
 
