@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ os.environ |= {
     "AIRFLOW_HOME": _HOME,
     "AIRFLOW__CORE__DAGS_FOLDER": f"{_HOME}/dags",
     "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+    "PYTHONPATH": str(Path(__file__).parent),  # for the scripts that tests start
 }
 
 BUCKET = "images"

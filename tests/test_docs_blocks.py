@@ -243,8 +243,7 @@ def check_variable(name: str, value: str) -> None:
 
 
 def check_connection(fields: dict[str, Any]) -> None:
-    from airflow.providers.common.compat.sdk import Connection
-
+    from airflow_provider_gptimg.airflow_compat import Connection
     from airflow_provider_gptimg.hooks.connection import ConnectionSettings
 
     assert fields["conn_type"] == "gptimg"

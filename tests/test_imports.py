@@ -22,7 +22,7 @@ CLIENTS = ("boto3", "botocore", "aiohttp", "airflow_provider_gptimg.hooks")
 
 SCRIPT = """
 import importlib, json, sys
-import airflow.sdk, airflow.providers.common.compat.sdk as compat
+import airflow_provider_gptimg.airflow_compat as compat
 # Its names are loaded when they are first used; a DAG uses these anyway.
 compat.BaseOperator, compat.BaseSensorOperator, compat.conf
 before, added = set(sys.modules), {}

@@ -30,7 +30,7 @@ def test_the_table_of_errors_is_complete_and_true():
 
 
 def retried(error_type: type[exceptions.GptImgError]) -> bool:
-    from airflow.providers.common.compat.sdk import AirflowFailException
+    from airflow_provider_gptimg.airflow_compat import AirflowFailException
 
     try:
         with airflow_verdict():

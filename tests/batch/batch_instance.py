@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from airflow.providers.common.compat.sdk import BaseOperator, TaskDeferred
+from airflow_names import TaskDeferred
 from pydantic import JsonValue, TypeAdapter
 
+from airflow_provider_gptimg.airflow_compat import BaseOperator
 from airflow_provider_gptimg.operators.gptimg_batch import GptImgBatchToS3Operator
 
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException
 from batch_instance import Instance, batch, prompts
 from s3_proxy import CUT, Refusal, S3Proxy, s3_proxy
 
+from airflow_provider_gptimg.airflow_compat import AirflowFailException
 from airflow_provider_gptimg.exceptions import GptImgRequestError
 
 

@@ -7,9 +7,9 @@ import math
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException
 from batch_instance import Instance, batch, prompts
 
+from airflow_provider_gptimg.airflow_compat import AirflowFailException
 from airflow_provider_gptimg.batch.ledger import HEADER_KEY, PAGE_SIZE
 from airflow_provider_gptimg.exceptions import GptImgInsufficientCreditsError, GptImgTaskFailedError
 

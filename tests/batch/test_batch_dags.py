@@ -20,7 +20,8 @@ from sqlalchemy import select
 HEADER = """
 from datetime import timedelta
 
-from airflow.sdk import DAG, Asset, task
+from airflow_names import DAG, task
+from airflow_provider_gptimg.airflow_compat import Asset
 from airflow_provider_gptimg.operators.gptimg_batch import GptImgBatchToS3Operator
 
 with DAG({dag_id!r}) as dag:

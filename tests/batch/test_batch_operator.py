@@ -11,9 +11,10 @@ from hashlib import sha256
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, AirflowFailException, task
+from airflow_names import DAG, task
 from batch_instance import Instance, batch, prompts
 
+from airflow_provider_gptimg.airflow_compat import AirflowFailException
 from airflow_provider_gptimg.api.protocol import MAX_ATTEMPTS
 from airflow_provider_gptimg.emulator import Emulator
 from airflow_provider_gptimg.exceptions import (

@@ -195,7 +195,7 @@ def test_a_batch_reads_its_requests_from_s3(emulator: Any, instance: Instance, s
 def test_an_object_that_cannot_be_read_is_named(
     emulator: Any, instance: Instance, s3: Any, uri: str, body: bytes | None, complaint: str
 ) -> None:
-    from airflow.providers.common.compat.sdk import AirflowFailException
+    from airflow_provider_gptimg.airflow_compat import AirflowFailException
 
     if body is not None:
         s3.put_object(Bucket="images", Key="r.csv", Body=body)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from airflow.sdk import DAG, task, task_group
+from airflow_names import DAG, task, task_group
 
 from airflow_provider_gptimg.cost import main, task_costs
 from airflow_provider_gptimg.operators.gptimg import GptImgGenerateOperator, GptImgSubmitOperator

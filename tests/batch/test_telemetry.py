@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from airflow.observability.stats import Stats as TriggererStats
 from airflow.sdk._shared.observability.metrics.base_stats_logger import NoStatsLogger
-from airflow.sdk.exceptions import AirflowFailException
 from airflow.sdk.observability.stats import Stats
 from batch_instance import Instance, batch, prompts
 from opentelemetry import trace
@@ -19,6 +18,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from airflow_provider_gptimg.airflow_compat import AirflowFailException
 from airflow_provider_gptimg.hooks.gptimg import GptImgHook
 from airflow_provider_gptimg.operators.gptimg import GptImgSubmitOperator
 from airflow_provider_gptimg.submission import RECORD_KEY

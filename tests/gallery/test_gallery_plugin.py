@@ -19,7 +19,7 @@ def test_it_is_found_once():
 
 def test_loading_it_imports_no_web_server():
     code = (
-        "import sys, airflow.providers.common.compat.sdk; before = set(sys.modules)\n"
+        "import sys, airflow.sdk; before = set(sys.modules)\n"
         "from airflow_provider_gptimg.gallery.plugin import GptImgGalleryPlugin\n"
         "assert GptImgGalleryPlugin().external_views\n"
         "heavy = {'fastapi', 'starlette', 'boto3', 'httpx'} & (set(sys.modules) - before)\n"

@@ -8,8 +8,9 @@ import os
 import sys
 from pathlib import Path
 
-from airflow.sdk import DAG, Asset, AssetAlias
+from airflow_names import DAG
 
+from airflow_provider_gptimg.airflow_compat import Asset, AssetAlias, get_hook_lineage_collector
 from airflow_provider_gptimg.transfers.gptimg_to_s3 import GptImgToS3Operator
 
 with DAG("mirroring_lineage", schedule=None) as dag:
@@ -31,7 +32,6 @@ with DAG("mirroring_thumbnails", schedule=[Asset("thumbnails")]):
 
 def main(result: Path) -> None:
     from airflow.models.asset import AssetEvent
-    from airflow.providers.common.compat.lineage.hook import get_hook_lineage_collector
     from airflow.utils.session import create_session
     from sqlalchemy import select
 

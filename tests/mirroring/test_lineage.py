@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk import Asset
 from airflow.sdk.execution_time.context import OutletEventAccessors
 from mirroring_images import picture
+
+from airflow_provider_gptimg.airflow_compat import Asset
 
 DAG_FILE = Path(__file__).with_name("lineage_dag.py")
 
 # Airflow collects hook-level lineage only where a plugin reads it.
 READER = """
-from airflow.providers.common.compat.sdk import AirflowPlugin, HookLineageReader
+from airflow_names import HookLineageReader
+
+from airflow_provider_gptimg.airflow_compat import AirflowPlugin
 
 class Reader(AirflowPlugin):
     name = "reader"

@@ -9,9 +9,9 @@ from typing import Any
 
 import duckdb
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException
 from mirroring_images import picture
 
+from airflow_provider_gptimg.airflow_compat import AirflowFailException
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgTaskFailedError
 from airflow_provider_gptimg.mirroring.manifest import Manifest
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException
 from mirroring_images import picture
 from s3_proxy import CUT, LOST, Refusal, S3Proxy, s3_proxy
 
+from airflow_provider_gptimg.airflow_compat import AirflowFailException
 from airflow_provider_gptimg.exceptions import GptImgError
 
 DENIED = (403, "AccessDenied")

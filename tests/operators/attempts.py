@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator, TaskDeferred
+from airflow_names import TaskDeferred
 from pydantic import JsonValue, TypeAdapter
 
+from airflow_provider_gptimg.airflow_compat import AirflowFailException, BaseOperator
 from airflow_provider_gptimg.exceptions import GptImgError
 from airflow_provider_gptimg.triggers.gptimg import GptImgTaskTrigger
 

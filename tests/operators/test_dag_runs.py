@@ -15,7 +15,7 @@ HEADER = """
 from datetime import timedelta
 
 import httpx
-from airflow.sdk import DAG, task
+from airflow_names import DAG, task
 from airflow_provider_gptimg.operators.gptimg import GptImgGenerateOperator, GptImgSubmitOperator
 from airflow_provider_gptimg.sensors.gptimg import GptImgTaskSensor
 from airflow_provider_gptimg.transfers.gptimg_to_s3 import GptImgToS3Operator

@@ -6,9 +6,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from airflow.sdk import DAG, task
 from airflow.serialization.serialized_objects import BaseSerialization, DagSerialization
 from airflow.triggers.base import TaskSuccessEvent, TriggerEvent
+from airflow_names import DAG, task
 from attempts import fire
 
 from airflow_provider_gptimg.operators.gptimg import GptImgGenerateOperator, GptImgSubmitOperator
@@ -115,7 +115,7 @@ class TestFallBack:
         assert sensor(submit.output).start_from_trigger is False
 
     def test_for_a_submit_in_a_mapped_group(self):
-        from airflow.sdk import task_group
+        from airflow_names import task_group
 
         @task_group
         def group(prompt):
@@ -175,7 +175,7 @@ class TestEnd:
     @pytest.fixture
     def xcoms(self, monkeypatch) -> list:
         """What a trigger writes; a real triggerer brings it to Airflow's database."""
-        from airflow.providers.common.compat.sdk import XCom
+        from airflow_provider_gptimg.airflow_compat import XCom
 
         written: list[dict] = []
         monkeypatch.setattr(XCom, "set", lambda **arguments: written.append(arguments))

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from airflow.sdk import DAG, task
+from airflow_names import DAG, task
 from attempts import fails_at_once, may_be_retried
 
 from airflow_provider_gptimg.exceptions import GptImgRequestError, GptImgTimeoutError

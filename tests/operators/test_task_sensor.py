@@ -9,9 +9,13 @@ from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
-from airflow.sdk.exceptions import AirflowFailException, AirflowRescheduleException, AirflowSkipException
 from attempts import fails_at_once, may_be_retried
 
+from airflow_provider_gptimg.airflow_compat import (
+    AirflowFailException,
+    AirflowRescheduleException,
+    AirflowSkipException,
+)
 from airflow_provider_gptimg.exceptions import (
     GptImgAuthError,
     GptImgError,

@@ -390,8 +390,9 @@ def test_delivering_without_a_record_writes_none(store):
 
 def test_under_airflow_a_delivery_is_noted_after_the_success_and_before_the_authors_callbacks(emulator, hook, store):
     """An attempt that dies before Airflow has its success has delivered nothing."""
-    from airflow.sdk import BaseOperator
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    from airflow_provider_gptimg.airflow_compat import BaseOperator
 
     obtain(hook, store)
     seen = []

@@ -7,9 +7,9 @@ import json
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import Connection
 from hypothesis import given, strategies as st
 
+from airflow_provider_gptimg.airflow_compat import Connection
 from airflow_provider_gptimg.exceptions import GptImgAuthError, GptImgError, GptImgMediaError, GptImgRequestError
 from airflow_provider_gptimg.hooks import connection
 from airflow_provider_gptimg.hooks.connection import ConnectionSettings
