@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can go wrong, by who has to act.
+"""The errors of this provider, by who has to act.
 
 GptImgError
 ├── GptImgRequestError             400, 422, or refused before sending: change the DAG
@@ -7,7 +7,7 @@ GptImgError
 ├── GptImgInsufficientCreditsError 402: top up
 ├── GptImgTaskNotFoundError        404 on an image task
 ├── GptImgRateLimitError           429: wait `retry_after` seconds
-├── GptImgServerError              5xx: try again
+├── GptImgServerError              5xx, or no answer to a poll: try again
 ├── GptImgSubmissionUnknownError   a submit whose outcome cannot be known: a person decides
 ├── GptImgTaskFailedError          the generation failed; its credits were refunded
 ├── GptImgTimeoutError             not finished in time; the image task goes on
@@ -68,6 +68,11 @@ class GptImgError(Exception):
             details.append(f"request_id={self.request_id}")
         return f"{self.message} ({', '.join(details)})" if details else self.message
 
+    def add_hint(self, hint: str) -> None:
+        """Add a sentence to the message."""
+        message = self.message.rstrip(". ")
+        self.message = f"{message}{' ' if message.endswith(('!', '?')) else '. '}{hint}"
+
     def as_dict(self) -> dict[str, Any]:
         """Return the error as a small JSON fact, which :func:`from_dict` reads back."""
         fact: dict[str, Any] = {"type": type(self).__name__, "message": self.message}
@@ -89,7 +94,7 @@ class GptImgRequestError(GptImgError):
 
 
 class GptImgAuthError(GptImgError):
-    """The key is missing or was rejected: HTTP 401 or 403."""
+    """The key is missing, or the API rejected it: HTTP 401 or 403 in its envelope."""
 
 
 class GptImgInsufficientCreditsError(GptImgError):
@@ -112,7 +117,7 @@ class GptImgRateLimitError(GptImgError):
 
 
 class GptImgServerError(GptImgError):
-    """The API failed: HTTP 5xx in the API's own error envelope, or no answer to a read."""
+    """The API could not answer now: HTTP 5xx (to a poll also 408, 409 or 425) in its envelope, or no answer."""
 
 
 class GptImgSubmissionUnknownError(GptImgError):
@@ -124,7 +129,14 @@ class GptImgTaskFailedError(GptImgError):
 
 
 class GptImgTimeoutError(GptImgError):
-    """The image task did not finish within `timeout`. It goes on; so does the next attempt's wait."""
+    """The image task did not finish within `timeout`. It continues; the next attempt waits for it again.
+
+    :param last_status: The status that the API reported last; None if it reported none.
+    """
+
+    def __init__(self, message: str, *, last_status: str | None = None, **details: Any) -> None:
+        super().__init__(message, **details)
+        self.last_status = last_status
 
 
 class GptImgProtocolError(GptImgError):

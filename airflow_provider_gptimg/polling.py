@@ -7,21 +7,21 @@ import heapq
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 from airflow_provider_gptimg.api.tasks import FAILED, ImageTask
 from airflow_provider_gptimg.exceptions import (
     GptImgAuthError,
     GptImgError,
-    GptImgProtocolError,
-    GptImgRateLimitError,
+    GptImgInsufficientCreditsError,
     GptImgRequestError,
-    GptImgServerError,
     GptImgTaskFailedError,
+    GptImgTaskNotFoundError,
     GptImgTimeoutError,
 )
 
-__all__ = ["DEFAULT_TIMEOUT", "Progress", "Schedule", "Wait", "check_timeout"]
+__all__ = ["DEFAULT_TIMEOUT", "Progress", "Schedule", "Wait", "check_timeout", "may_have_ended"]
 
 DEFAULT_TIMEOUT = 600.0
 DEFAULT_POLL_INTERVAL = 5.0
@@ -30,18 +30,36 @@ LOG_EVERY = 30.0
 TYPICAL = "45–60 s"
 
 _LONGEST_PAUSE = 60.0
+NEW_FOR = 60.0
+"""Seconds after its submission in which the API may not know a task yet: it may answer from a replica that lags."""
+UNSEEN_FOR = 15.0
+"""Seconds after the first 404 of a wait in which the API may not know a task, if nobody knows when it was submitted."""
+
+# The API's own words that no other poll would change.
+_FINAL = (GptImgAuthError, GptImgInsufficientCreditsError, GptImgRequestError, GptImgTaskNotFoundError)
+_UNDER_WAY = {
+    *("processing", "pending", "queued", "running", "in_progress", "submitted", "created", "starting", "started"),
+    *("waiting", "generating"),
+}
 
 Uniform = Callable[[float, float], float]
 
 
 def check_timeout(timeout: Any) -> float:
-    """Return `timeout` if it is a number of seconds.
+    """Return `timeout` in seconds; it may be a `timedelta`.
 
-    :raises GptImgRequestError: It is something else, such as a `timedelta`.
+    :raises GptImgRequestError: It is neither a `timedelta` nor a number of seconds.
     """
+    if isinstance(timeout, timedelta):
+        timeout = timeout.total_seconds()
     if not isinstance(timeout, (int, float)) or isinstance(timeout, bool) or not 0 <= timeout < float("inf"):
         raise GptImgRequestError(f"timeout={timeout!r:.120} is not a number of seconds of at least 0")
     return timeout
+
+
+def may_have_ended(status: str | None) -> bool:
+    """Return whether a status that the API does not document may be an end, e.g. `canceled` or `succeeded`."""
+    return status is not None and status.lower().replace("-", "_") not in _UNDER_WAY
 
 
 @dataclass(frozen=True)
@@ -73,7 +91,7 @@ class Schedule:
     def next_try_in(self, failures: int, retry_after: float | None = None, uniform: Uniform = random.uniform) -> float:
         """Return the seconds to wait after so many polls in a row that failed; at least what the API asks for."""
         longest = max(_LONGEST_PAUSE, self.poll_interval)
-        doubled = min(self.poll_interval * 2.0 ** min(failures - 1, 6), longest)
+        doubled = min(self.poll_interval * 2.0 ** min(max(failures - 1, 0), 6), longest)
         return max(doubled, retry_after or 0.0) * uniform(1.0, 1.2)
 
 
@@ -119,6 +137,8 @@ class Wait:
 
     :param deadline: When to give up, in Unix seconds; None: never.
     :param submitted_at: When the tasks were submitted, in Unix seconds; None: as each task's own age says.
+    :param outcomes: The end of each task that has one.
+    :param submissions: When each task was submitted, in Unix seconds, where that is known.
     """
 
     schedule: Schedule
@@ -127,10 +147,13 @@ class Wait:
     progress: Progress | None = None
     uniform: Uniform = random.uniform
     outcomes: dict[str, ImageTask | GptImgError] = field(default_factory=dict)
-    last_error: GptImgError | None = None
+    submissions: dict[str, float] = field(default_factory=dict)
     _queue: list[tuple[float, str]] = field(default_factory=list)
-    _submissions: dict[str, float] = field(default_factory=dict)
     _failures: dict[str, int] = field(default_factory=dict)
+    _first_seen: dict[str, float] = field(default_factory=dict)
+    _unseen_since: dict[str, float] = field(default_factory=dict)
+    _last_status: dict[str, str] = field(default_factory=dict)
+    _last_error: dict[str, GptImgError] = field(default_factory=dict)
 
     def add(self, task_ids: Iterable[str], at: float, spread: float = 0.0) -> None:
         """Plan the first poll of each task at `at`, in Unix seconds, spread at random over `spread` seconds."""
@@ -178,37 +201,62 @@ class Wait:
 
         :raises GptImgAuthError: The key was rejected, so no other task can be asked for either.
         """
-        submitted_at = self._submission(task_id, outcome, now)
+        self._note(task_id, outcome, now)
         if self.progress:
-            self.progress.tell(task_id, outcome, now, submitted_at)
+            self.progress.tell(task_id, outcome, now, self.submission_of(task_id))
         if isinstance(outcome, GptImgAuthError):
             self.add([task_id], now)
             raise outcome
-        if isinstance(outcome, (GptImgRateLimitError, GptImgServerError, GptImgProtocolError)):
-            # A wait outlives an outage: its deadline bounds it, not a number of failures.
-            self.last_error = outcome
-            failures = self._failures[task_id] = self._failures.get(task_id, 0) + 1
-            pause = self.schedule.next_try_in(failures, getattr(outcome, "retry_after", None), self.uniform)
-        elif isinstance(outcome, GptImgError) or outcome.is_final:
-            self.outcomes[task_id] = outcome
-            self._submissions.pop(task_id, None)
-            return
-        else:
+        if isinstance(outcome, GptImgError):
+            if not self._is_final(task_id, outcome, now):
+                # A wait outlives an outage: its deadline bounds it, not a number of failures.
+                failures = self._failures.get(task_id, 0)
+                if not isinstance(outcome, GptImgTaskNotFoundError):
+                    failures += 1
+                    self._failures[task_id] = failures
+                pause = self.schedule.next_try_in(failures, getattr(outcome, "retry_after", None), self.uniform)
+                self.add([task_id], now + pause)
+                return
+        elif not outcome.is_final:
             self._failures.pop(task_id, None)
-            age = now - submitted_at if submitted_at is not None else 0.0
-            pause = self.schedule.next_poll_in(age, self.uniform)
-        self.add([task_id], now + pause)
+            since = self.submission_of(task_id)
+            pause = self.schedule.next_poll_in(0.0 if since is None else now - since, self.uniform)
+            self.add([task_id], now + pause)
+            return
+        self.outcomes[task_id] = outcome
+        self.submissions.pop(task_id, None)
+        self._unseen_since.pop(task_id, None)
 
-    def _submission(self, task_id: str, outcome: ImageTask | GptImgError, now: float) -> float | None:
-        if self.submitted_at is None and isinstance(outcome, ImageTask):
-            # A task that does not say its age is counted from when it was first seen.
-            known = self._submissions.get(task_id, now)
-            self._submissions[task_id] = now - outcome.age if outcome.age is not None else known
-        return self.submission_of(task_id)
+    def _note(self, task_id: str, outcome: ImageTask | GptImgError, now: float) -> None:
+        if isinstance(outcome, GptImgTaskNotFoundError):
+            self._unseen_since.setdefault(task_id, now)
+        if isinstance(outcome, GptImgError):
+            self._last_error[task_id] = outcome
+            return
+        self._unseen_since.pop(task_id, None)
+        self._last_status[task_id] = outcome.status
+        self._first_seen.setdefault(task_id, now)
+        if self.submitted_at is None and outcome.age is not None:
+            self.submissions[task_id] = now - outcome.age
+
+    def _is_final(self, task_id: str, error: GptImgError, now: float) -> bool:
+        """Return whether the API has said, in its own words, what no other poll would change."""
+        if isinstance(error, GptImgTaskNotFoundError):
+            submitted_at = self.submissions.get(task_id, self.submitted_at)
+            if submitted_at is not None:
+                return now >= submitted_at + NEW_FOR
+            return now >= self._unseen_since[task_id] + UNSEEN_FOR
+        return isinstance(error, _FINAL)
+
+    @property
+    def is_unsure(self) -> bool:
+        """Whether a task was not found that may be new: nobody knows when it was submitted."""
+        return any(self.submissions.get(task_id, self.submitted_at) is None for task_id in self._unseen_since)
 
     def submission_of(self, task_id: str) -> float | None:
-        """Return when a waiting task was submitted, in Unix seconds; None where that is not known."""
-        return self._submissions.get(task_id, self.submitted_at)
+        """Return when a waiting task was submitted, else first seen, in Unix seconds; None if not known."""
+        known = self.submissions.get(task_id, self.submitted_at)
+        return self._first_seen.get(task_id) if known is None else known
 
     def count_from_submission(self, timeout: float, since: float) -> None:
         """Set the deadline `timeout` seconds after the submission of the youngest waiting task.
@@ -224,14 +272,27 @@ class Wait:
         """Return the completed task, or the error that stands for what became of it."""
         outcome = self.outcomes.get(task_id)
         if outcome is None:
-            last = f" The last poll failed: {self.last_error}." if self.last_error else ""
-            return GptImgTimeoutError(
-                f"Image task {task_id} did not finish within its timeout.{last} It goes on and is paid for; another "
-                "attempt waits on for the same one"
-            )
+            return self._timeout(task_id)
         if isinstance(outcome, ImageTask) and outcome.status == FAILED:
             return GptImgTaskFailedError(
                 f"Image task {task_id} failed: {(outcome.error or '').rstrip('.')}. Its credits were refunded",
                 code=outcome.error_code,
             )
         return outcome
+
+    def _timeout(self, task_id: str) -> GptImgTimeoutError:
+        status, error = self._last_status.get(task_id), self._last_error.get(task_id)
+        timeout = GptImgTimeoutError(f"Image task {task_id} did not finish within its timeout", last_status=status)
+        if status is not None:
+            timeout.add_hint(f"Its last status was {status!r}")
+        if error is not None:
+            timeout.add_hint(f"The last poll that failed: {error}")
+        if may_have_ended(status):
+            timeout.add_hint(
+                "The API does not document this status. If it is an end, another attempt waits in vain: ask the "
+                "vendor about the task; to submit again, delete what is recorded of it and clear the task that "
+                "submitted it"
+            )
+        else:
+            timeout.add_hint("The task continues and is paid for; another attempt waits for the same one")
+        return timeout

@@ -21,7 +21,9 @@ from airflow_provider_gptimg.exceptions import (
     GptImgError,
     GptImgSubmissionUnknownError,
     GptImgTaskNotFoundError,
+    GptImgTimeoutError,
 )
+from airflow_provider_gptimg.polling import may_have_ended
 from airflow_provider_gptimg.telemetry import count, span
 
 if TYPE_CHECKING:
@@ -191,15 +193,16 @@ class Submission:
 
     @contextmanager
     def known_task(self) -> Iterator[None]:
-        """Have the error that the recorded image task is not known any more say also how to drop the record."""
+        """If the API no longer knows the task, or it may have ended, add to the error how to delete the record."""
         try:
             yield
-        except GptImgTaskNotFoundError as error:
-            if self._store is not None:
-                error.message = (
-                    f"{error.message.rstrip('.')}. It was submitted by this task, with another user's key perhaps. To "
-                    f"submit anew, delete the record {self._key!r} of the task instance (in Airflow's UI under "
-                    "Storage, or by its REST API: …/taskInstances/TASK_ID/state-store) and clear the task"
+        except (GptImgTaskNotFoundError, GptImgTimeoutError) as error:
+            is_lost = isinstance(error, GptImgTaskNotFoundError) or may_have_ended(error.last_status)
+            if is_lost and self._store is not None:
+                error.add_hint(
+                    "It was submitted by this task, with another user's key perhaps. To submit again, delete the "
+                    f"record {self._key!r} of the task instance (in Airflow's UI under Storage, or by its REST API: "
+                    "…/taskInstances/TASK_ID/state-store) and clear the task"
                 )
             raise
 
@@ -235,7 +238,7 @@ class Submission:
         except GptImgSubmissionUnknownError as error:
             count("submissions", outcome="unknown")
             way_on = "The next attempt submits again" if on_unknown == "resubmit" else _WAYS_ON
-            error.message = f"{error.message}. {way_on}"
+            error.add_hint(way_on)
             raise
         except GptImgError:
             # Certainly not accepted: things stand as before.

@@ -12,7 +12,6 @@ from airflow_provider_gptimg.exceptions import (
     GptImgError,
     GptImgProtocolError,
     GptImgRequestError,
-    from_dict,
 )
 from airflow_provider_gptimg.polling import Progress, Wait, check_timeout
 
@@ -167,23 +166,18 @@ def raise_failures(outcomes: Mapping[str, ImageTask | GptImgError]) -> None:
         return
     error = next(iter(failed.values()))
     if len(outcomes) > 1:
-        error.message = f"{error.message}. Of {len(outcomes)} image tasks {len(failed)} failed: {', '.join(failed)}"
+        error.add_hint(f"Of {len(outcomes)} image tasks {len(failed)} failed: {', '.join(failed)}")
     raise error
 
 
 def read_event(event: Any) -> str:
-    """Return the status of a trigger's event: `finished`, `timeout` or, where it says nothing known, `unknown`.
+    """Return the status of a trigger's event: `finished`, `timeout`, `error` or, if it is none of these, `unknown`.
 
-    The tasks are asked for anew in any case, so an event of another release, or of `dag.test()`, which cannot
-    tell one from another, does no harm.
-
-    :raises GptImgError: The trigger met an error that no waiting mends.
+    The resumed task asks the API itself in any case, so an event of another release, or of `dag.test()`, which cannot
+    tell one from another, does no harm. Neither does an error of the triggerer end a wait that is paid for.
     """
     status = event.get("status") if isinstance(event, Mapping) else None
-    if status == "error":
-        fact = event.get("error")
-        raise from_dict(fact) if isinstance(fact, dict) else GptImgProtocolError(f"Unreadable event: {event!r:.300}")
-    return status if status in ("finished", "timeout") else "unknown"
+    return status if status in ("finished", "timeout", "error") else "unknown"
 
 
 def read_task_id(event: Any) -> str:

@@ -36,6 +36,9 @@ from airflow_provider_gptimg.exceptions import (
 
 __all__ = ["Answer", "NoAnswer", "decode", "judge_probe", "read_payload", "unanswered"]
 
+_PASSING = (408, 409, 425)
+"""Refusals of a poll that the same poll may not meet again."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -144,13 +147,9 @@ def _read_error(call: Call, answer: Answer) -> GptImgError:
     if envelope is None:
         if call.is_submit:
             return _unknown(f"the answer did not come from the API ({_no_envelope(answer)}: a proxy?)", answer)
-        if status in (401, 403):
-            return GptImgAuthError(
-                "gptimg, or a gateway before it, rejected the key", http_status=status, request_id=_request_id(answer)
-            )
         return GptImgProtocolError(
-            f"The answer did not come from the API ({_no_envelope(answer)}): "
-            "a proxy, or the connection's host is another",
+            f"The answer did not come from the API ({_no_envelope(answer)}): a gateway, firewall or proxy answered, or "
+            "the connection's host is another",
             http_status=status,
             request_id=_request_id(answer),
         )
@@ -167,6 +166,8 @@ def _read_error(call: Call, answer: Answer) -> GptImgError:
         return GptImgTaskNotFoundError(
             f"gptimg knows no image task {call.task_id} for this key: {envelope.message}", **details
         )
+    if status in _PASSING and not call.is_submit:
+        return GptImgServerError(f"gptimg did not answer the poll: {envelope.message}", **details)
     if 400 <= status < 500:
         return GptImgRequestError(f"gptimg refused the request: {envelope.message}", **details)
     if status >= 500:

@@ -29,7 +29,7 @@ from airflow_provider_gptimg.exceptions import (
     GptImgTaskNotFoundError,
 )
 from airflow_provider_gptimg.mirroring.images import FORMATS
-from airflow_provider_gptimg.polling import Wait
+from airflow_provider_gptimg.polling import Wait, may_have_ended
 from airflow_provider_gptimg.telemetry import count, span
 
 if TYPE_CHECKING:
@@ -155,6 +155,7 @@ class Batch:
         now, first_poll_after = time.time(), self._wait.schedule.first_poll_after
         ripe = []
         for task_id, entry in self._in_flight.items():
+            self._wait.submissions[task_id] = _submitted_at(entry)
             first = _submitted_at(entry) + first_poll_after
             if first <= now:
                 ripe.append(task_id)
@@ -332,8 +333,8 @@ class Batch:
         self._ledger.write(failed)
 
     def _fail(self, entry: Entry, error: Any) -> None:
-        if isinstance(error, GptImgTaskNotFoundError):
-            error.message += f". Its record is in {entry.place!r} of the task instance's state, in the UI under Storage"
+        if isinstance(error, GptImgTaskNotFoundError) or may_have_ended(getattr(error, "last_status", None)):
+            error.add_hint(f"Its record is in {entry.place!r} of the task instance's state, in the UI under Storage")
         self._log.warning("%s: %s", entry.name, error)
         self._ledger.fail(entry, error)
 
@@ -381,6 +382,7 @@ class Batch:
         self._log.info("%s: submitted image task %s: %d credits", entry.name, task.task_id, credits)
         self._ledger.accept(entry, task.task_id)
         self._in_flight[task.task_id] = entry
+        self._wait.submissions[task.task_id] = _submitted_at(entry)
         self._wait.add([task.task_id], _submitted_at(entry) + self._wait.schedule.next_poll_in(0.0))
         count("submissions", outcome="accepted")
         count("credits", credits, outcome="charged")

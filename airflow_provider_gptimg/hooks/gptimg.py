@@ -195,8 +195,8 @@ class GptImgHook(BaseHook):
         try:
             return self._converse(submit.call, secrets=submit.secrets, max_attempts=max_attempts, pause=pause)
         except GptImgSubmissionUnknownError as error:
-            error.message = (
-                f"{error.message}. Whether it was accepted cannot be known: up to {submit.credits} credits may have "
+            error.add_hint(
+                f"Whether it was accepted cannot be known: up to {submit.credits} credits may have "
                 f"been charged at about {started:%Y-%m-%d %H:%M:%S} UTC; the vendor's transaction log shows whether a "
                 f"charge of {submit.credits} credits stands there"
             )
@@ -261,6 +261,9 @@ class GptImgHook(BaseHook):
         self.ask(wait, [check_task_id(task_id) for task_id in dict.fromkeys(task_ids)])
         if wait.deadline is None:
             wait.count_from_submission(timeout, since)
+        if wait.is_unsure:
+            # Here, since no other process knows since when the API has not known a task.
+            self.watch(wait, until=wait.deadline, while_unsure=True)
 
     def finish_wait(self, wait: Wait) -> None:
         """Ask for the waiting tasks, each when it is due, until all are final or the deadline has passed.
@@ -272,18 +275,19 @@ class GptImgHook(BaseHook):
         self.watch(wait, until=wait.deadline)
         self.ask(wait, wait.take_all())
 
-    def watch(self, wait: Wait, *, until: float | None, enough: int | None = None) -> None:
+    def watch(self, wait: Wait, *, until: float | None, enough: int | None = None, while_unsure: bool = False) -> None:
         """Ask for the waiting tasks, each when it is due, until all of them are final, or `enough`, or time is up.
 
         Holds the worker.
 
         :param until: Unix seconds; None: no limit.
+        :param while_unsure: Return as soon as each task is known, or known not to exist.
         :raises GptImgAuthError: The key was rejected.
         """
         with span("wait", tasks=len(wait.waiting)), sync_client(self.settings) as client:
             while (due := wait.next_at) is not None and (enough is None or len(wait.outcomes) < enough):
                 now = time.time()
-                if until is not None and now >= until:
+                if (until is not None and now >= until) or (while_unsure and not wait.is_unsure):
                     return
                 if due > now:
                     time.sleep((due if until is None else min(due, until)) - now)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from batch_instance import FileStore, Instance
 
+from airflow_provider_gptimg import polling
 from airflow_provider_gptimg.emulator import Emulator
 
 QUICK = {"poll_interval": 0.05, "first_poll_after": 0.1, "timeout": 5}
@@ -63,3 +64,9 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(pace, "backoff", lambda failures, retry_after: retry_after or 0.0)
     monkeypatch.setattr(pace, "MAX_WAIT", 0.1)
+
+
+@pytest.fixture(autouse=True)
+def _a_task_is_new_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare each test the minute after which a task that the API does not know is not new any more."""
+    monkeypatch.setattr(polling, "NEW_FOR", 0.1)

@@ -11,6 +11,7 @@ import pytest
 from attempts import Instance, StateStore
 from botocore.loaders import JSONFileLoader
 
+from airflow_provider_gptimg import polling
 from airflow_provider_gptimg.emulator import Emulator
 
 
@@ -78,3 +79,10 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith("airflow_provider_gptimg.") and hasattr(module, "backoff"):
             monkeypatch.setattr(module, "backoff", backoff)
+
+
+@pytest.fixture(autouse=True)
+def _an_unknown_task_is_not_new_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The API may not know a new task yet; spare each test the seconds after which a task is not new any more."""
+    monkeypatch.setattr(polling, "UNSEEN_FOR", 0.1)
+    monkeypatch.setattr(polling, "NEW_FOR", 0.1)

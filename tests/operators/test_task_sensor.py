@@ -213,17 +213,17 @@ class TestEvents:
         operator.execute = lambda context: operator.execute_complete(context, {"status": "finished"}, deadline=None)
         assert instance.defer(operator).trigger.deadline > time.time()
 
-    def test_with_an_error_raises_it(self, emulator, instance):
-        event = {"status": "error", "error": {"type": "GptImgAuthError", "message": "no", "http_status": 401}}
-        with fails_at_once(GptImgAuthError) as caught:
-            sensor("id", deferrable=True).execute_complete(instance.context, event)
-        assert str(caught.value) == "no (HTTP 401)"
-
-    @pytest.mark.parametrize("error", [None, "text", {}, {"type": "Exception"}, {"type": "from_dict"}], ids=repr)
-    def test_with_an_error_that_cannot_be_read_still_fails(self, emulator, instance, error):
-        with pytest.raises(Exception, match=r"event|error"):
-            sensor("id", deferrable=True).execute_complete(instance.context, {"status": "error", "error": error})
-        assert emulator.calls == []
+    @pytest.mark.parametrize(
+        "error",
+        [{"type": "GptImgAuthError", "message": "no", "http_status": 401}, None, "text", {}, {"type": "Exception"}],
+        ids=repr,
+    )
+    def test_with_an_error_is_not_the_apis_last_word(self, emulator, instance, error):
+        """A page of a firewall in front of the triggerer, say: the resumed task asks itself."""
+        event = {"status": "error", "error": error}
+        task_id = emulator.add_task()
+        result = sensor(task_id, deferrable=True).execute_complete(instance.context, event)
+        assert result["task_id"] == task_id
 
 
 class TestFailure:

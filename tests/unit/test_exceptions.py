@@ -61,8 +61,22 @@ def test_the_text_shows_what_is_known(details, text):
 
 def test_a_later_message_is_the_text():
     error = GptImgServerError("It broke", http_status=500)
-    error.message += ". Twice"
+    error.add_hint("Twice")
     assert str(error) == "It broke. Twice (HTTP 500)"
+
+
+@pytest.mark.parametrize("message", ["It is 2", "It is 2.", "It is 2..", "It is 2. "])
+def test_a_hint_doubles_no_full_stop(message):
+    error = GptImgError(message)
+    error.add_hint("Top up")
+    error.add_hint("Then clear the task")
+    assert str(error) == "It is 2. Top up. Then clear the task"
+
+
+def test_a_hint_keeps_the_mark_that_ends_a_sentence():
+    error = GptImgError("What now?")
+    error.add_hint("Wait")
+    assert str(error) == "What now? Wait"
 
 
 @pytest.mark.parametrize("error_type", TYPES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import random
+from datetime import timedelta
 from statistics import mean
 
 import pytest
@@ -14,6 +15,7 @@ from airflow_provider_gptimg.api.tasks import Image, ImageTask
 from airflow_provider_gptimg.exceptions import (
     GptImgAuthError,
     GptImgError,
+    GptImgInsufficientCreditsError,
     GptImgProtocolError,
     GptImgRateLimitError,
     GptImgRequestError,
@@ -22,7 +24,7 @@ from airflow_provider_gptimg.exceptions import (
     GptImgTaskNotFoundError,
     GptImgTimeoutError,
 )
-from airflow_provider_gptimg.polling import LOG_EVERY, Progress, Schedule, Wait
+from airflow_provider_gptimg.polling import LOG_EVERY, Progress, Schedule, Wait, check_timeout, may_have_ended
 
 START = 1_776_816_723.0
 
@@ -181,7 +183,9 @@ class TestWait:
         assert wait.outcomes["t"].status == status
 
     @pytest.mark.parametrize(
-        "error", [GptImgTaskNotFoundError("gone"), GptImgRequestError("bad")], ids=lambda error: type(error).__name__
+        "error",
+        [GptImgRequestError("bad"), GptImgInsufficientCreditsError("no credits")],
+        ids=lambda error: type(error).__name__,
     )
     def test_so_is_what_no_waiting_mends(self, error):
         wait = self.wait()
@@ -211,6 +215,50 @@ class TestWait:
         wait = self.wait()
         wait.tell(self.asked(wait, START), GptImgRateLimitError("slow down", retry_after=77), START)
         assert wait.next_at == START + 77
+
+    @pytest.mark.parametrize(
+        ("submitted_at", "age", "final_after"),
+        [
+            pytest.param(START - 20, None, 40, id="told-when"),
+            pytest.param(START - 100, None, 0, id="told-when-long-ago"),
+            pytest.param(None, 20.0, 40, id="as-the-api-said"),
+            pytest.param(None, None, 15, id="unknown"),
+        ],
+    )
+    def test_a_task_that_is_not_found_may_be_new(self, submitted_at, age, final_after):
+        """A minute after its submission; if nobody knows that, for 15 s after the first 404 of the wait."""
+        wait, now = self.wait(submitted_at=submitted_at), START
+        if age is not None:
+            wait.tell(self.asked(wait, now), task(age=age), now)
+            now, final_after = wait.next_at, final_after - (wait.next_at - START)
+        first, lost = now, GptImgTaskNotFoundError("unknown")
+        while True:
+            wait.tell(self.asked(wait, now), lost, now)
+            if wait.next_at is None:
+                break
+            assert now - first < final_after
+            assert wait.next_at - now == 5, "a lagging replica is not an outage: no longer pauses"
+            now = wait.next_at
+        assert now - first >= final_after
+        assert wait.outcome("t") is lost
+
+    def test_a_task_that_is_found_after_all_is_waited_for(self):
+        wait = self.wait()
+        wait.tell(self.asked(wait, START), GptImgTaskNotFoundError("unknown"), START)
+        assert wait.is_unsure
+        wait.tell(self.asked(wait, START + 5), task(), START + 5)
+        assert not wait.is_unsure
+        assert wait.waiting == ["t"]
+
+    def test_each_task_may_have_a_submission_of_its_own(self):
+        wait = self.wait()
+        wait.add(["u"], START)
+        wait.submissions |= {"t": START - 100, "u": START - 10}
+        lost = GptImgTaskNotFoundError("unknown")
+        for _ in "tu":
+            wait.tell(self.asked(wait, START), lost, START)
+        assert wait.waiting == ["u"]
+        assert not wait.is_unsure
 
     def test_a_rejected_key_ends_the_wait_and_loses_no_task(self):
         wait = self.wait()
@@ -273,6 +321,36 @@ class TestWait:
         assert type(error) is GptImgTimeoutError
         assert "down (HTTP 503)" in str(error)
 
+    def test_a_timeout_says_the_last_status_and_the_last_answer_that_was_none(self):
+        wait = self.wait(deadline=START)
+        wait.tell(self.asked(wait, START), GptImgProtocolError("A firewall.", http_status=403), START)
+        wait.tell(self.asked(wait, START + 9), task("queued"), START + 9)
+        error = wait.outcome("t")
+        assert error.last_status == "queued"
+        assert "'queued'" in str(error)
+        assert "A firewall. (HTTP 403)" in str(error)
+        assert "waits for the same one" in str(error)
+
+    def test_a_timeout_of_one_task_says_nothing_of_another(self):
+        wait = self.wait(deadline=START)
+        wait.add(["u"], START)
+        wait.tell("t", GptImgServerError("down"), START)
+        assert "down" not in str(wait.outcome("u"))
+
+    @pytest.mark.parametrize("status", ["canceled", "expired", "COMPLETED", "succeeded", "content-filtered"])
+    def test_a_timeout_tells_the_way_out_of_a_task_that_may_have_ended(self, status):
+        wait = self.wait(deadline=START)
+        wait.tell(self.asked(wait, START), task(status), START)
+        error = wait.outcome("t")
+        assert type(error) is GptImgTimeoutError
+        assert repr(status) in str(error)
+        assert "delete what is recorded of it" in str(error)
+        assert "waits for the same one" not in str(error)
+
+    @pytest.mark.parametrize("status", [None, "processing", "Queued", "in-progress"])
+    def test_a_task_that_is_under_way_has_not_ended(self, status):
+        assert not may_have_ended(status)
+
     @given(
         interval=st.floats(0.01, 100),
         first=st.floats(0, 200),
@@ -303,6 +381,19 @@ class TestWait:
             wait.tell(self.asked(wait, asked_at), outcome, answered_at)
             assert (wait.next_at is None) == ("t" in wait.outcomes)
         assert isinstance(wait.outcome("t"), ImageTask | GptImgError)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "seconds"), [(0, 0), (1.5, 1.5), (600, 600), (timedelta(minutes=2), 120), (timedelta(), 0)], ids=repr
+)
+def test_a_timeout_is_a_number_of_seconds_or_a_timedelta(timeout, seconds):
+    assert check_timeout(timeout) == seconds
+
+
+@pytest.mark.parametrize("timeout", [None, "5", True, -1, float("inf"), float("nan"), timedelta(seconds=-1)], ids=repr)
+def test_nothing_else_is_a_timeout(timeout):
+    with pytest.raises(GptImgRequestError, match="timeout="):
+        check_timeout(timeout)
 
 
 class TestProgress:

@@ -202,7 +202,6 @@ class TestErrors:
         (402, GptImgInsufficientCreditsError),
         (403, GptImgAuthError),
         (405, GptImgRequestError),
-        (409, GptImgRequestError),
         (413, GptImgRequestError),
         (422, GptImgRequestError),
         (429, GptImgRateLimitError),
@@ -283,15 +282,26 @@ class TestErrors:
         [
             (302, GptImgProtocolError),
             (400, GptImgProtocolError),
-            (401, GptImgAuthError),
-            (403, GptImgAuthError),
+            (401, GptImgProtocolError),
+            (403, GptImgProtocolError),
             (404, GptImgProtocolError),
             (502, GptImgProtocolError),
         ],
     )
     def test_a_poll_answered_by_somebody_else(self, status, error_type):
-        """A proxy's 404 says nothing of the task: it must not count as lost."""
-        assert type(came_to(POLL, answer(status))) is error_type
+        """A proxy's 404 does not mean that the task is lost, nor a firewall's 403 that the key is wrong."""
+        error = came_to(POLL, answer(status))
+        assert type(error) is error_type
+        assert error.http_status == status
+
+    @pytest.mark.parametrize("status", [408, 409, 425])
+    @pytest.mark.parametrize(
+        ("call", "error_type"), [(POLL, GptImgServerError), (SUBMIT, GptImgRequestError)], ids=["poll", "submit"]
+    )
+    def test_a_refusal_that_passes_is_no_verdict_on_a_poll(self, status, call, error_type):
+        error = came_to(call, answer(status, {"success": False, "error": {"code": "C", "message": "not now"}}))
+        assert type(error) is error_type
+        assert (error.code, error.http_status) == ("C", status)
 
     @BOTH
     @pytest.mark.parametrize("payload", [None, "<html>", {"message": "slow down"}], ids=str)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from raw_server import raw_server
 
+from airflow_provider_gptimg import polling
 from airflow_provider_gptimg.api import protocol
 from airflow_provider_gptimg.api.answers import Answer
 from airflow_provider_gptimg.api.calls import poll_call, submit_call
@@ -236,7 +237,10 @@ POLL_FAULTS = [
     ("html", {}, None, 2),
     ("html", ALWAYS, GptImgProtocolError, MOST),
     ("html", {"status": 404, **ALWAYS}, GptImgProtocolError, MOST),
-    ("html", {"status": 401}, GptImgAuthError, 1),
+    ("html", {"status": 401}, None, 2),
+    ("html", {"status": 403, **ALWAYS}, GptImgProtocolError, MOST),
+    (409, {}, None, 2),
+    (425, ALWAYS, GptImgServerError, MOST),
     ("empty", ALWAYS, GptImgProtocolError, MOST),
     ("redirect", ALWAYS, GptImgProtocolError, MOST),
     ("redirect", {"status": 308, **ALWAYS}, GptImgProtocolError, MOST),
@@ -462,17 +466,64 @@ class TestWait:
             hook.wait(emulator.add_task(), timeout=timeout)
         assert emulator.calls == []
 
-    def test_an_unknown_task_is_no_reason_to_wait(self, emulator, hook, naps):
+    def test_an_unknown_task_is_asked_for_until_it_cannot_be_new(self, emulator, hook, monkeypatch):
+        monkeypatch.setattr(polling, "UNSEEN_FOR", 0.1)
         with pytest.raises(GptImgTaskNotFoundError):
-            hook.wait("gpt-image-2-unknown")
-        assert naps == []
+            hook.wait("gpt-image-2-unknown", poll_interval=0.02)
+        _, *others = emulator.calls
+        assert others
+        assert {call.status for call in emulator.calls} == {404}
 
-    @pytest.mark.parametrize("fault", [429, 500, "html", "lost_before", "empty", "cut_after"])
-    def test_rides_out_an_outage(self, emulator, hook, fault):
-        emulator.fault("poll", fault, times=3)
+    @pytest.mark.parametrize(
+        ("fault", "options"),
+        [
+            (429, {}),
+            (500, {}),
+            (408, {}),
+            (409, {}),
+            (425, {}),
+            (404, {}),
+            ("html", {}),
+            ("html", {"status": 401}),
+            ("html", {"status": 403}),
+            ("html", {"status": 404}),
+            ("empty", {}),
+            ("empty", {"status": 403}),
+            ("redirect", {}),
+            ("body", {"body": "{}"}),
+            ("body", {"body": b" " * (5 << 20)}),
+            ("body", {"body": '{"message": "Forbidden"}', "status": 403}),
+            ("lost_before", {}),
+            ("cut_after", {}),
+        ],
+        ids=fault_id,
+    )
+    def test_rides_out_what_does_not_end_a_wait(self, emulator, hook, fault, options):
+        emulator.fault("poll", fault, times=3, **options_at(emulator, fault, options))
         task = hook.wait(emulator.add_task(), poll_interval=0.01)
         assert task.status == "completed"
         assert len(emulator.calls) == 4
+
+    @pytest.mark.parametrize(
+        ("fault", "error_type"),
+        [
+            (400, GptImgRequestError),
+            (401, GptImgAuthError),
+            (402, GptImgInsufficientCreditsError),
+            (403, GptImgAuthError),
+            (422, GptImgRequestError),
+        ],
+    )
+    def test_the_apis_own_word_ends_it(self, emulator, hook, fault, error_type):
+        emulator.fault("poll", fault, times=None)
+        with pytest.raises(error_type):
+            hook.wait(emulator.add_task())
+        assert len(emulator.calls) == 1
+
+    def test_its_time_out_names_the_last_answer_that_was_not_the_apis(self, emulator, hook):
+        emulator.fault("poll", "html", times=None, status=403)
+        with pytest.raises(GptImgTimeoutError, match=r"firewall.*HTTP 403"):
+            hook.wait(emulator.add_task(), timeout=0.2, poll_interval=0.05)
 
     def test_a_rejected_key_ends_it(self, emulator, hook, connect):
         connect(emulator, password="no-such-key-anywhere")

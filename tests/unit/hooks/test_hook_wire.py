@@ -16,8 +16,8 @@ from raw_server import RawServer, raw_server
 from airflow_provider_gptimg.api.requests import ImageRequest
 from airflow_provider_gptimg.api.tasks import ImageTask
 from airflow_provider_gptimg.exceptions import (
-    GptImgAuthError,
     GptImgError,
+    GptImgProtocolError,
     GptImgRateLimitError,
     GptImgServerError,
     GptImgSubmissionUnknownError,
@@ -94,10 +94,10 @@ def test_a_moment_beyond_all_calendars_is_none(serve, poll):
     assert caught.value.retry_after is None
 
 
-def test_a_key_that_a_gateway_rejects_has_its_request_id(serve, poll):
+def test_a_page_of_a_gateway_has_its_request_id(serve, poll):
     with (
         serve("HTTP/1.1 401 Unauthorized", "x-request-id: req_1", "content-length: 0"),
-        pytest.raises(GptImgAuthError) as caught,
+        pytest.raises(GptImgProtocolError) as caught,
     ):
         poll(GptImgHook())
     assert caught.value.request_id == "req_1"
