@@ -9,7 +9,7 @@ export UV_SYSTEM_CERTS := 1
 # Compiled once at installation; else each of Airflow's processes compiles all of it anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test system browser chaos compat bench check types dist sbom docs lock clean help
+.PHONY: setup demo test system browser chaos cluster soak compat bench check types dist sbom docs lock clean help
 
 help:
 	@echo "make demo    run an example DAG on a throw-away Airflow with a stand-in API and S3"
@@ -17,6 +17,8 @@ help:
 	@echo "make system  more on a running Airflow: kills at every point, the gallery, the sandbox"
 	@echo "make browser install the browser that shows the gallery to its tests (as root)"
 	@echo "make chaos   minutes of random kills"
+	@echo "make cluster hundreds of images on an Airflow cluster whose parts fail in turn (a root installs PostgreSQL and Redis)"
+	@echo "make soak    steady load on that cluster: memory, sockets and files stay flat (MINUTES=30)"
 	@echo "make compat  one DAG of all classes on older Airflows, and the gallery on 3.1"
 	@echo "make bench   what a wait, a mirrored image and a batch cost, beside official providers and by hand"
 	@echo "make check   lint, format and types"
@@ -55,6 +57,25 @@ browser:
 
 chaos: $(READY)
 	$(BIN)/python -m pytest -m chaos $(PYTEST_ARGS)
+
+# By default the whole load, whose report is a page of the docs. CLUSTER_ARGS="--size 0.1 --faults 2" tries it out.
+cluster: .venv-cluster
+	.venv-cluster/bin/python tests/cluster/run.py $(or $(CLUSTER_ARGS),--report docs/cluster.md)
+
+soak: MINUTES := 30
+soak: .venv-cluster
+	.venv-cluster/bin/python tests/cluster/soak.py --minutes $(MINUTES) --report docs/soak.md
+
+.PHONY: .venv-cluster
+.venv-cluster: $(READY)
+	@command -v redis-server > /dev/null && ls /usr/lib/postgresql/*/bin/postgres > /dev/null 2>&1 || { \
+		[ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null || { \
+			echo "PostgreSQL and Redis are missing: apt-get install postgresql redis-server" >&2; exit 1; }; \
+		apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends postgresql redis-server; }
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-cluster
+	$(BIN)/uv pip install --quiet --python .venv-cluster/bin/python --require-hashes --compile-bytecode \
+		-r tests/cluster/requirements.lock
+	$(BIN)/uv pip install --quiet --python .venv-cluster/bin/python --no-deps --no-build-isolation --editable .
 
 compat: $(READY) $(COMPAT:%=compat-%)
 

@@ -192,7 +192,8 @@ class Emulator:
         """Make a task without a submit, and free of charge; return its task id.
 
         :param n: Number of images, unless a list of `image_bytes` or `image_urls` says how many there are.
-        :param status: What it ends as. `processing` completes if told when to, else it waits for `finish()`.
+        :param status: What it ends as; any text, for ends that the API does not document. `processing` completes if
+            told when to, else it waits for `finish()`.
         :param duration: Seconds from now until it ends, divided by the emulator's speed.
         :param polls: It ends at this poll (1: the first) instead of by the clock.
         :param error: It ends as failed, with this error.

@@ -167,7 +167,7 @@ def test_an_added_task_may_belong_to_someone_else(emulator, api):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"status": "done"}, {"polls": 0}, {"polls": 1, "duration": 1}, {"formats": ()}, {"formats": ("gif",)}],
+    [{"status": ""}, {"polls": 0}, {"polls": 1, "duration": 1}, {"formats": ()}, {"formats": ("gif",)}],
 )
 def test_a_task_that_cannot_be_is_refused(emulator, arguments):
     with pytest.raises(ValueError, match=r"must be|either"):
@@ -248,3 +248,11 @@ def test_snapshots_stay_as_they_were(emulator, api):
     api.data(task_id)
     assert (before.status, before.polls, before.poll_times, before.images) == ("processing", 0, [], [])
     assert (first.status, first.polls) == ("processing", 1)
+
+
+def test_a_task_may_end_in_a_status_that_nobody_documents(emulator, api):
+    made = emulator.add_task(status="canceled")
+    assert (api.data(made)["status"], api.data(made)["error"], api.data(made)["images"]) == ("canceled", None, [])
+    submitted = emulator.add_task(status="processing")
+    emulator.finish(submitted, "expired")
+    assert api.data(submitted)["status"] == "expired"

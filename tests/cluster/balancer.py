@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A load balancer in front of the API servers: it skips one that does not answer, and counts calls by DAG."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import sys
+import threading
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import httpx
+from aiohttp import ClientConnectorError, web
+from multidict import CIMultiDict
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "system"))
+from kill_gate import Gate, _task_instance
+
+__all__ = ["Balancer"]
+
+_CHECK_INTERVAL = 2.0
+"""Seconds between two health checks, and for one."""
+
+
+class Balancer(Gate):
+    """Passes calls on to the API servers in turn.
+
+    Like any balancer it lets a server finish a call that its client gave up: a frozen one executes it late.
+
+    :param upstreams: Base URLs of the API servers.
+    """
+
+    def __init__(self, upstreams: list[str]) -> None:
+        super().__init__()
+        self._upstreams = upstreams
+        self._up = dict.fromkeys(upstreams, False)
+        self._turn = itertools.cycle(upstreams)
+        self._dags: dict[str, str] = {}
+        self._closing = threading.Event()
+        self.calls: dict[str, Counter[str]] = defaultdict(Counter)
+
+    def __enter__(self) -> Balancer:
+        super().__enter__()
+        self._checks = [threading.Thread(target=self._check, args=(url,), daemon=True) for url in self._upstreams]
+        for check in self._checks:
+            check.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
+        super().__exit__()
+
+    def both_up(self) -> bool:
+        """Tell whether each server answered its last health check."""
+        return all(self._up.values())
+
+    def _check(self, url: str) -> None:
+        # What workers talk to is built at its first request, which takes seconds.
+        while not self._closing.wait(_CHECK_INTERVAL if self._up[url] else 0.5):
+            try:
+                limit = _CHECK_INTERVAL if self._up[url] else 60
+                answer = httpx.get(f"{url}/execution/health", timeout=limit, trust_env=False)
+                self._up[url] = answer.is_success
+            except httpx.TransportError:
+                self._up[url] = False
+
+    async def _asked(self, request: web.Request, body: bytes) -> tuple[int, CIMultiDict[str], bytes]:
+        order = [next(self._turn) for _ in self._upstreams]
+        for url in sorted(order, key=lambda url: not self._up[url]):
+            self.upstream = url
+            try:
+                answer = await super()._asked(request, body)
+            except ClientConnectorError as error:
+                refused = error
+                continue
+            self._count(request, answer)
+            return answer
+        raise refused
+
+    def _count(self, request: web.Request, answer: tuple[int, CIMultiDict[str], bytes]) -> None:
+        if "/execution/" not in request.path or "Authorization" not in request.headers:
+            return
+        task_instance = _task_instance(request)
+        if request.path.endswith("/run") and answer[0] == httpx.codes.OK:
+            self._dags[task_instance] = json.loads(answer[2])["dag_run"]["dag_id"]
+        self.calls[self._dags.get(task_instance, "")][f"{request.method} {_kind(request.path)}"] += 1
+
+
+def _kind(path: str) -> str:
+    """Return a call's path without what differs between task instances."""
+    path = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "{id}", path.removeprefix("/execution"))
+    path = re.sub(r"(/xcoms)(?:/[^/]+){3}", r"\1/…", path)
+    return re.sub(r"(/store/ti/\{id\})/.*", r"\1/{key}", path)
