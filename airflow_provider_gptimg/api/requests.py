@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from airflow_provider_gptimg.api.tasks import CREDITS_PER_IMAGE, MAX_IMAGES
+from airflow_provider_gptimg.api.texts import texts_of, unsendable
 from airflow_provider_gptimg.exceptions import GptImgRequestError
 
 __all__ = [
@@ -31,11 +32,13 @@ _ON_UNKNOWN_SUBMISSION = ("fail", "resubmit")
 
 
 def check_on_unknown_submission(policy: object) -> str | None:
-    """Return `policy` if it is `fail`, `resubmit` or None.
+    """Return `policy` if it is `fail` or `resubmit`; None if it is None or blank.
 
     :raises GptImgRequestError: It is something else.
     """
-    if policy is None or policy in _ON_UNKNOWN_SUBMISSION:
+    if _is_missing(policy):
+        return None
+    if policy in _ON_UNKNOWN_SUBMISSION:
         return policy
     raise GptImgRequestError(
         f"on_unknown_submission={policy!r} is not known: use 'fail' (a person decides whether to submit again) "
@@ -155,12 +158,28 @@ class ImageRequest:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _is_missing(value: object) -> bool:
+    """Whether an optional argument is not given: as it is, as a template renders it, or as tables write it."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def _check_prompt(prompt: object) -> str:
-    if isinstance(prompt, str) and any(map(_is_visible, prompt)):
-        if not _can_be_sent(prompt):
-            raise GptImgRequestError("prompt holds lone surrogates, which are no text")
-        return prompt
-    raise GptImgRequestError(f"prompt={prompt!r:.80} is blank or no text: say what the images should show")
+    if not isinstance(prompt, str) or not any(map(_is_visible, prompt)):
+        raise GptImgRequestError(f"prompt={prompt!r:.80} is blank or not a text: say what the images should show")
+    if prompt.strip() == "None":
+        raise GptImgRequestError(
+            "prompt='None' is what a template renders that finds nothing: correct the template, or give it a default, "
+            "as in {{ params.get('p', 'a cat') }}"
+        )
+    return _check_text("prompt", prompt)
+
+
+def _check_text(name: str, text: str) -> str:
+    if found := unsendable(text):
+        raise GptImgRequestError(f"{name} holds {found}, which cannot be sent and stored: take it out")
+    return text
 
 
 def _is_visible(character: str) -> bool:
@@ -168,17 +187,10 @@ def _is_visible(character: str) -> bool:
     return unicodedata.category(character) not in ("Cc", "Cf", "Zl", "Zp", "Zs")
 
 
-def _can_be_sent(text: str) -> bool:
-    # A submit that breaks while it is written would leave a record of an outcome that nobody knows.
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _check_aspect_ratio(aspect_ratio: object) -> str | None:
-    if aspect_ratio is None or (isinstance(aspect_ratio, str) and _ASPECT_RATIO.fullmatch(aspect_ratio)):
+    if _is_missing(aspect_ratio):
+        return None
+    if isinstance(aspect_ratio, str) and _ASPECT_RATIO.fullmatch(aspect_ratio):
         return aspect_ratio
     raise GptImgRequestError(
         f"aspect_ratio={aspect_ratio!r:.80} is not of the form 'W:H' with positive whole numbers, as in '16:9'"
@@ -186,8 +198,8 @@ def _check_aspect_ratio(aspect_ratio: object) -> str | None:
 
 
 def _check_n(n: object) -> int:
-    if n is None or (isinstance(n, str) and not n.strip()) or (isinstance(n, float) and math.isnan(n)):
-        return 1  # as tables write a missing value
+    if _is_missing(n):
+        return 1
     number = n
     if isinstance(n, str) and re.fullmatch(r"\s*[0-9]{1,3}(\.0{1,9})?\s*", n, re.ASCII):
         number = float(n)
@@ -199,7 +211,7 @@ def _check_n(n: object) -> int:
 
 
 def _check_references(references: object) -> tuple[str, ...]:
-    if references is None:
+    if _is_missing(references):
         return ()
     if isinstance(references, str):
         references = [references]
@@ -213,7 +225,8 @@ def _check_references(references: object) -> tuple[str, ...]:
 
 
 def _check_reference(position: int, reference: object) -> str:
-    if isinstance(reference, str) and _can_be_sent(reference):
+    if isinstance(reference, str):
+        _check_text(f"reference_images[{position}]", reference)
         if reference.startswith("s3://"):
             # A key may have spaces in it. One at its end is rather a slip, and so is another kind of space.
             if all(split_s3_uri(reference)) and not re.search(r"[^\S ]|\s$", reference):
@@ -236,13 +249,15 @@ def _no_reference(position: int, reference: object) -> GptImgRequestError:
 
 
 def _check_extra_body(extra_body: object) -> Mapping[str, Any] | None:
-    if extra_body is None:
+    if _is_missing(extra_body):
         return None
     if not isinstance(extra_body, Mapping) or not all(isinstance(name, str) for name in extra_body):
         raise GptImgRequestError(f"extra_body={extra_body!r:.80} is not a dict with text keys")
     try:
         # As it is sent, and as the fingerprint sorts it.
         json.dumps(dict(extra_body), allow_nan=False, ensure_ascii=False, sort_keys=True).encode()
+        for text in texts_of(extra_body):
+            _check_text("extra_body", text)
     except (TypeError, ValueError, RecursionError) as error:
         raise GptImgRequestError(f"extra_body cannot be written as JSON: {error}") from None
     return extra_body

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-__all__ = ["clean", "clean_url"]
+__all__ = ["clean", "clean_url", "texts_of", "unsendable"]
 
 # Also a query without a scheme before it, and one that is percent-encoded in another URL.
 _QUERY = re.compile(r"(?:\?|%3f)[a-z0-9_%.~-][^\s\"'<>]*", re.IGNORECASE)
@@ -35,3 +37,31 @@ def clean(text: str, limit: int = 300) -> str:
 def clean_url(url: str) -> str:
     """Return a URL as it may be shown: without query and fragment, and without control characters."""
     return clean(re.split(r"[?#]", url, maxsplit=1)[0], 200)
+
+
+def texts_of(value: Any) -> Iterator[str]:
+    """Yield all texts in a JSON value, names of fields too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, entry in value.items():
+            yield from texts_of(name)
+            yield from texts_of(entry)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from texts_of(entry)
+
+
+def unsendable(text: str) -> str | None:
+    """Return in words what a text holds that no database takes in an XCom; None if there is nothing.
+
+    An image bought with such a text could never be delivered, and a submit that breaks while it is written leaves an
+    unknown outcome.
+    """
+    if "\0" in text:
+        return "a NUL character"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "a lone surrogate"
+    return None

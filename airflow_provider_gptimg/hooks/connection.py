@@ -14,8 +14,9 @@ from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from airflow_provider_gptimg.api.calls import Call
 from airflow_provider_gptimg.api.requests import check_on_unknown_submission
-from airflow_provider_gptimg.api.texts import clean_url
+from airflow_provider_gptimg.api.texts import clean_url, texts_of
 from airflow_provider_gptimg.exceptions import GptImgAuthError, GptImgMediaError, GptImgRequestError
 from airflow_provider_gptimg.hooks.origin import HostPattern, Origin
 from airflow_provider_gptimg.polling import Schedule
@@ -31,6 +32,8 @@ DEFAULT_BASE_URL = "https://gptimg.co"
 DEFAULT_MEDIA_HOSTS = ("gptimg.co", "*.gptimg.co")
 DEFAULT_CALL_TIMEOUT = 30.0
 DEFAULT_MAX_CONNECTIONS = 128
+
+_SHORTEST_KEY = 8
 
 _EXTRAS = (
     "first_poll_after",
@@ -181,6 +184,25 @@ class ConnectionSettings:
                 except ValueError as error:
                     raise GptImgRequestError(f"{name}={value!r:.120} {error}") from None
         return _schedule(**chosen)
+
+    @property
+    def has_path(self) -> bool:
+        """Whether the API is served below a path of its host."""
+        return self.base_url != str(self.origin)
+
+    def refuse_key(self, call: Call) -> None:
+        """Refuse a call with a text that holds the key: a template rendered it, or a person pasted it.
+
+        :raises GptImgRequestError: It does. The message does not show it.
+        """
+        if len(self.api_key) < _SHORTEST_KEY:  # it would be found in innocent words
+            return
+        if any(self.api_key in text for text in texts_of([call.task_id, call.body])):
+            raise GptImgRequestError(
+                f"A text of the request holds the API key of connection {self.conn_id!r}, so nothing was sent. Airflow "
+                "renders Jinja also in what expand_kwargs() brings: pass foreign text by expand(), or as the XCom of "
+                "one task"
+            )
 
     def check_media_url(self, url: str) -> str:
         """Return `url` if an image may be fetched from its host.

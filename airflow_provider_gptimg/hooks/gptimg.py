@@ -6,27 +6,28 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
+from uuid import uuid4
 
 import httpx
 
-from airflow_provider_gptimg.airflow_compat import BaseHook, mask_secret
+from airflow_provider_gptimg.airflow_compat import BaseHook
 from airflow_provider_gptimg.api.answers import Answer, NoAnswer, judge_probe
 from airflow_provider_gptimg.api.calls import Call, poll_call, probe_call, submit_call
 from airflow_provider_gptimg.api.protocol import MAX_ATTEMPTS, Sleep, converse
-from airflow_provider_gptimg.api.requests import ImageRequest, check_on_unknown_submission, split_s3_uri
+from airflow_provider_gptimg.api.requests import ImageRequest, check_on_unknown_submission
 from airflow_provider_gptimg.api.tasks import ImageTask, check_task_id
 from airflow_provider_gptimg.exceptions import (
     GptImgAuthError,
     GptImgError,
-    GptImgRequestError,
     GptImgSubmissionUnknownError,
 )
 from airflow_provider_gptimg.hooks.connection import ConnectionSettings, name_connection
 from airflow_provider_gptimg.hooks.http import exchange, sync_client
+from airflow_provider_gptimg.hooks.presign import Presigner
 from airflow_provider_gptimg.polling import DEFAULT_TIMEOUT, Progress, Wait, check_timeout
 from airflow_provider_gptimg.telemetry import count_poll, span
 
@@ -34,11 +35,6 @@ __all__ = ["GptImgHook"]
 
 _AT_ONCE = 8
 """Polls of one wait that are under way at the most when it asks for many tasks at once."""
-_PRESIGNED_FOR = 3600
-"""Seconds for which a presigned reference can be fetched: more than a generation takes."""
-_MASKED_AT_MOST = 32
-"""Presigned references that Airflow's log masker is told of, beyond our own care: each one makes all log lines slower,
-and a thousand take it six minutes."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +66,7 @@ class GptImgHook(BaseHook):
     def __init__(self, gptimg_conn_id: str = default_conn_name, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.gptimg_conn_id = gptimg_conn_id
-        self._s3_hooks: dict[str | None, Any] = {}
-        self._presigned_urls: dict[tuple[str, str | None], tuple[str, float]] = {}
+        self._presigner = Presigner()
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
@@ -135,49 +130,13 @@ class GptImgHook(BaseHook):
         :raises GptImgAuthError: The connection has no key.
         """
         references_field = self.settings.reference_images_field
-        submit_call(request, references_field)
-        presigned = self._presign(request, aws_conn_id)
+        self.settings.refuse_key(submit_call(request, references_field))
+        presigned = self._presigner.presign(request, aws_conn_id)
         return PreparedSubmit(
             call=submit_call(presigned, references_field),
             credits=request.credits,
             secrets=tuple(set(presigned.reference_images) - set(request.reference_images)),
         )
-
-    def _presign(self, request: ImageRequest, aws_conn_id: str | None) -> ImageRequest:
-        return request.with_references(
-            [
-                self._presigned(reference, aws_conn_id) if reference.startswith("s3://") else reference
-                for reference in request.reference_images
-            ]
-        )
-
-    def _presigned(self, reference: str, aws_conn_id: str | None) -> str:
-        """Return a URL for an `s3://` reference: the same for a while, since a batch may name it a thousand times."""
-        url, until = self._presigned_urls.get((reference, aws_conn_id), ("", 0.0))
-        if time.time() < until:
-            return url
-        if aws_conn_id not in self._s3_hooks:
-            from airflow.providers.amazon.aws.hooks.s3 import S3Hook
-
-            self._s3_hooks[aws_conn_id] = S3Hook(aws_conn_id=aws_conn_id)
-        from botocore.exceptions import BotoCoreError, ParamValidationError
-
-        bucket, key = split_s3_uri(reference)
-        refusal = f"reference_images: {reference} cannot be presigned with aws_conn_id={aws_conn_id!r}"
-        try:
-            made = self._s3_hooks[aws_conn_id].generate_presigned_url(
-                "get_object", {"Bucket": bucket, "Key": key}, expires_in=_PRESIGNED_FOR
-            )
-        except ParamValidationError as error:  # no name of a bucket
-            raise GptImgRequestError(f"{refusal}: {error}") from error
-        except BotoCoreError as error:  # e.g. no credentials just now
-            raise GptImgError(f"{refusal}: {error}") from error
-        if not made:
-            raise GptImgRequestError(refusal)
-        if len(self._presigned_urls) < _MASKED_AT_MOST:
-            mask_secret(made)
-        self._presigned_urls[reference, aws_conn_id] = made, time.time() + _PRESIGNED_FOR / 2
-        return str(made)
 
     def submit_prepared(
         self,
@@ -320,8 +279,18 @@ class GptImgHook(BaseHook):
     def test_connection(self) -> tuple[bool, str]:
         """Return whether the API accepts the connection's key, and in words what is wrong if not. Costs no credits."""
         try:
-            with sync_client(self.settings) as client:
-                return judge_probe(exchange(client, self.settings, probe_call()))
+            settings = self.settings
+            with sync_client(settings) as client:
+                accepted, words = judge_probe(exchange(client, settings, probe_call()))
+                if accepted and settings.has_path:
+                    # Below a wrong path the API says 404 to any key, as it does to a good one that asks for no task.
+                    wrong = replace(settings, api_key=uuid4().hex)
+                    if judge_probe(exchange(client, wrong, probe_call()))[0]:
+                        return False, (
+                            f"The host answers a wrong key just the same, so nothing is known of this one: check the "
+                            f"path of {settings.base_url}"
+                        )
+                return accepted, words
         except (GptImgError, OSError) as error:
             return False, str(error)
 
@@ -336,7 +305,9 @@ class GptImgHook(BaseHook):
     ) -> ImageTask:
         try:
             return self._drive(call, client, secrets, max_attempts, pause)
-        except GptImgAuthError:
+        except GptImgError as error:
+            if error.http_status not in (401, 403):
+                raise
             # The key may have been rotated since the connection was read.
             fresh = ConnectionSettings.load(self.gptimg_conn_id, self.get_connection)
             if fresh == self.settings:
@@ -355,6 +326,7 @@ class GptImgHook(BaseHook):
         if client is None:
             with sync_client(self.settings) as client:
                 return self._drive(call, client, secrets, max_attempts, pause)
+        self.settings.refuse_key(call)
         conversation = converse(call, max_attempts=max_attempts)
         outcome: Answer | NoAnswer | None = None
         try:

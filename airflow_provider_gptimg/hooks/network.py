@@ -24,31 +24,44 @@ _CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_C
 def tls_context(verify: bool | str) -> ssl.SSLContext:
     """Return the TLS context for `verify`: True, False, or the path of a CA bundle, a file or a folder.
 
-    True trusts what SSL_CERT_FILE, REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE or SSL_CERT_DIR names, else certifi's bundle.
-    It is cached, since reading a bundle takes 16–44 ms, and read again when the bundle has changed.
+    True trusts all that SSL_CERT_FILE, REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE and SSL_CERT_DIR name, else certifi's
+    bundle. A context is cached, since reading a bundle takes 16–44 ms, and made again when a bundle has changed.
 
     :raises GptImgRequestError: There is no such bundle.
     """
-    named = "verify in the connection's extra"
-    if verify is True:
-        named = next((name for name in _CA_VARIABLES if os.environ.get(name)), "")
-        verify = os.environ[named] if named else True
-    if not isinstance(verify, str):
-        return _context(verify, None)
+    if verify is False:
+        return _context(False, ())
+    named = {"extra.verify": verify} if isinstance(verify, str) else {}
+    if not named:
+        named = {name: path for name in _CA_VARIABLES if (path := os.environ.get(name))}
     try:
-        state = Path(verify).stat()
-        return _context(verify, (state.st_mtime_ns, state.st_size, state.st_ino))
+        return _context(True, tuple((path, _state(path)) for path in named.values()))
     except (OSError, ValueError) as error:
-        raise GptImgRequestError(f"{named} is {verify!r:.200}, which is not a CA bundle: {error}") from None
+        names = ", ".join(f"{name}={path!r:.200}" for name, path in named.items())
+        raise GptImgRequestError(f"No CA bundle can be read from {names}: {error}") from None
 
 
-@lru_cache(maxsize=8)
-def _context(verify: bool | str, state: tuple[int, ...] | None) -> ssl.SSLContext:
-    if not isinstance(verify, str):
+def _state(path: str) -> tuple[int, int, int]:
+    """What changes when a bundle is renewed in place."""
+    state = Path(path).stat()
+    return state.st_mtime_ns, state.st_size, state.st_ino
+
+
+@lru_cache(maxsize=16)
+def _context(verify: bool, bundles: tuple[tuple[str, tuple[int, int, int]], ...]) -> ssl.SSLContext:
+    if not bundles:
         return httpx.create_ssl_context(verify=verify, trust_env=False)
-    if Path(verify).is_dir():
-        return ssl.create_default_context(capath=verify)
-    return ssl.create_default_context(cafile=verify)
+    (first, _), *others = bundles
+    cafile, capath = _location(first)
+    context = ssl.create_default_context(cafile=cafile, capath=capath)
+    for path, _ in others:
+        context.load_verify_locations(*_location(path))
+    return context
+
+
+def _location(path: str) -> tuple[str | None, str | None]:
+    """Return the path as file, or as folder."""
+    return (None, path) if Path(path).is_dir() else (path, None)
 
 
 def proxy_for(origin: Origin) -> str | None:
@@ -80,9 +93,9 @@ def proxy_for(origin: Origin) -> str | None:
 
 def _is_exempt(origin: Origin, no_proxy: str) -> bool:
     """Return whether NO_PROXY names `origin`: by name, parent domain, address or network, each with or without port."""
-    if any(_exempts(entry, origin) for entry in re.split(r"[\s,]+", no_proxy) if entry):
-        return True
-    return bool(proxy_bypass(str(origin.host)))  # macOS and Windows have settings of their own
+    if not no_proxy:
+        return bool(proxy_bypass(str(origin.host)))  # macOS and Windows have settings of their own
+    return any(_exempts(entry, origin) for entry in re.split(r"[\s,]+", no_proxy) if entry)
 
 
 def _exempts(entry: str, origin: Origin) -> bool:

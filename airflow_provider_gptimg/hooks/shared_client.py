@@ -21,7 +21,7 @@ from airflow_provider_gptimg.api.answers import Answer, NoAnswer
 from airflow_provider_gptimg.api.calls import Call, poll_call
 from airflow_provider_gptimg.api.protocol import MAX_ATTEMPTS, Sleep, converse
 from airflow_provider_gptimg.api.tasks import ImageTask
-from airflow_provider_gptimg.exceptions import GptImgAuthError
+from airflow_provider_gptimg.exceptions import GptImgAuthError, GptImgError
 from airflow_provider_gptimg.hooks.connection import ConnectionSettings, name_connection
 from airflow_provider_gptimg.hooks.decoding import BodyError, BoundedBody
 from airflow_provider_gptimg.hooks.http import MAX_ANSWER, make_answer, request_headers, why_not
@@ -88,7 +88,9 @@ class SharedClient:
         settings = await self._current()
         try:
             return await self._drive(settings, call, max_attempts)
-        except GptImgAuthError:
+        except GptImgError as error:
+            if error.http_status not in (401, 403):
+                raise
             fresh = await self.settings(stale=settings)
             if fresh == settings:
                 raise
@@ -111,6 +113,7 @@ class SharedClient:
         return self._settings
 
     async def _drive(self, settings: ConnectionSettings, call: Call, max_attempts: int) -> ImageTask:
+        settings.refuse_key(call)
         conversation = converse(call, max_attempts=max_attempts)
         outcome: Answer | NoAnswer | None = None
         try:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bound a call with httpx from its first byte to its last, by httpcore's trace events.
 
-Seen to hold with httpcore 1.0: `tests/unit/hooks/test_time_limit.py`.
+Seen with httpcore 1.0.9; `tests/unit/hooks/test_both_clients.py` holds it.
 """
 
 from __future__ import annotations

@@ -19,9 +19,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from airflow_provider_gptimg.airflow_compat import AirflowFailException
+from airflow_provider_gptimg.api.tasks import ImageTask
 from airflow_provider_gptimg.hooks.gptimg import GptImgHook
 from airflow_provider_gptimg.operators.gptimg import GptImgSubmitOperator
 from airflow_provider_gptimg.submission import RECORD_KEY
+from airflow_provider_gptimg.telemetry import count_poll
 from airflow_provider_gptimg.triggers.gptimg import GptImgTaskTrigger
 
 
@@ -157,3 +159,10 @@ def test_a_trigger_s_wait_is_a_child_of_the_trigger_s_span(emulator: Any, spans:
 async def _fire(trigger: GptImgTaskTrigger) -> str:
     (event,) = [event async for event in trigger.run()]
     return str(event.payload["status"])
+
+
+def test_statuses_in_the_servers_own_words_are_one_series(metrics: Backend) -> None:
+    for status in ("processing", "completed", "queued", "dreaming|x", "träumt"):
+        count_poll(ImageTask(task_id="t", status=status))
+    assert {tag for _, tag in metrics.counters} == {"processing", "completed", "other"}
+    assert metrics.counters["gptimg.polls", "other"] == 3

@@ -65,7 +65,6 @@ def test_accepts(arguments, field, value):
         *(
             pytest.param({"aspect_ratio": ratio}, "aspect_ratio", id=f"ratio-{ratio!r:.20}")
             for ratio in (
-                "",
                 "1",
                 "1:",
                 ":1",
@@ -119,12 +118,36 @@ def test_accepts(arguments, field, value):
         pytest.param({"extra_body": {"\ud800": 1}}, "extra_body", id="extra-lone-surrogate-as-name"),
         pytest.param({"extra_body": {"a": {1: 1, "b": 2}}}, "extra_body", id="extra-mixed-names-below"),
         pytest.param({"extra_body": {"a": DEEP}}, "extra_body", id="extra-too-deep"),
+        *(
+            pytest.param(arguments, "NUL", id=f"nul-{number}")
+            for number, arguments in enumerate(
+                (
+                    {"prompt": "a\0cat"},
+                    {"reference_images": ["data:image/png;x\0,AAAA"]},
+                    {"reference_images": ["s3://bucket/a\0"]},
+                    {"extra_body": {"a": [{"b": "\0"}]}},
+                    {"extra_body": {"a\0": 1}},
+                )
+            )
+        ),
+        pytest.param({"prompt": "None"}, "template", id="prompt-none"),
+        pytest.param({"prompt": " None\n"}, "template", id="prompt-none-with-spaces"),
     ],
 )
 def test_refuses_before_anything_is_sent(arguments, named):
     with pytest.raises(GptImgRequestError) as refusal:
         ImageRequest.check(**{"prompt": "a cat", **arguments})
     assert named in str(refusal.value)
+
+
+@pytest.mark.parametrize("missing", ["", " ", None, float("nan")], ids=repr)
+@pytest.mark.parametrize("name", ["aspect_ratio", "n", "reference_images", "extra_body"])
+def test_an_optional_argument_that_renders_to_nothing_is_not_given(name, missing):
+    assert ImageRequest.check("a cat", **{name: missing}) == ImageRequest.check("a cat")
+
+
+def test_a_prompt_may_speak_of_none():
+    assert ImageRequest.check("None of the cats").prompt == "None of the cats"
 
 
 anything = st.recursive(
@@ -255,12 +278,17 @@ def test_splits_an_s3_uri(uri, parts):
     assert split_s3_uri(uri) == parts
 
 
+@pytest.mark.parametrize("policy", ["", " ", float("nan")])
+def test_a_blank_policy_is_none(policy):
+    assert check_on_unknown_submission(policy) is None
+
+
 @pytest.mark.parametrize("policy", ["fail", "resubmit", None])
 def test_knows_what_to_do_with_an_unknown_submission(policy):
     assert check_on_unknown_submission(policy) == policy
 
 
-@pytest.mark.parametrize("policy", ["", "FAIL", "retry", True, 0, ["fail"]])
+@pytest.mark.parametrize("policy", ["FAIL", "retry", True, 0, ["fail"]])
 def test_refuses_another_policy(policy):
     with pytest.raises(GptImgRequestError, match="on_unknown_submission"):
         check_on_unknown_submission(policy)

@@ -79,7 +79,7 @@ class TestSubmit:
         ]
 
     def test_a_prompt_arrives_as_it_was_written(self, emulator, hook):
-        prompt = 'Ein „Käse“ \u2028 "quoted" \\ {{ not jinja }} 🧀\n\x00'
+        prompt = 'Ein „Käse“ \u2028 "quoted" \\ {{ not jinja }} 🧀\n'
         assert emulator.task(hook.submit(prompt).task_id).prompt == prompt
 
     @pytest.mark.parametrize(

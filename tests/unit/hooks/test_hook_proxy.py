@@ -82,3 +82,41 @@ def test_a_host_may_be_exempt(monkeypatch, no_proxy):
     assert proxy_for(Origin.of(API)) == "http://127.0.0.1:9"
     monkeypatch.setenv("NO_PROXY", no_proxy)
     assert proxy_for(Origin.of(API)) is None
+
+
+NAME, ADDRESS, IPV6 = "https://gw.corp.example:8443", "https://10.1.2.3:8443", "https://[fd00::5]:8443"
+
+
+@pytest.mark.parametrize(
+    ("no_proxy", "exempt"),
+    [
+        ("gw.corp.example", {NAME}),
+        ("GW.Corp.Example", {NAME}),
+        (".corp.example", {NAME}),
+        ("*.corp.example", {NAME}),
+        ("corp.example", {NAME}),
+        ("orp.example", set()),
+        ("gw.corp.example:8443", {NAME}),
+        ("gw.corp.example:443", set()),
+        ("a.example, gw.corp.example", {NAME}),
+        ("a.example gw.corp.example", {NAME}),
+        ("10.1.2.3", {ADDRESS}),
+        ("10.1.2.3:8443", {ADDRESS}),
+        ("10.1.2.3:443", set()),
+        ("10.0.0.0/8", {ADDRESS}),
+        ("10.1.2.3/8", {ADDRESS}),
+        ("192.168.0.0/16,fd00::/8", {IPV6}),
+        ("fd00::5", {IPV6}),
+        ("[fd00:0::5]", {IPV6}),
+        ("[fd00::5]:8443", {IPV6}),
+        ("[fd00::5]:443", set()),
+        ("2.3", set()),
+        ("10.1.2.3/99, /, :, [", set()),
+        ("*", {NAME, ADDRESS, IPV6}),
+        ("", set()),
+    ],
+)
+def test_exemptions_are_read_as_curl_and_requests_read_them(monkeypatch, no_proxy, exempt):
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", no_proxy)
+    assert {url for url in (NAME, ADDRESS, IPV6) if proxy_for(Origin.of(url)) is None} == exempt
