@@ -94,11 +94,12 @@ def test_renders_all_arguments_but_the_policy(emulator, instance, quick, monkeyp
         {"n": 0},
         {"n": 5},
         {"n": "two"},
-        {"n": "2.0"},
+        {"n": "2.5"},
+        {"prompt": "None"},
+        {"prompt": "a\0cat"},
         {"n": True},
         {"aspect_ratio": "16x9"},
         {"aspect_ratio": "0:1"},
-        {"aspect_ratio": ""},
         {"reference_images": ["https://example.com/a.png"] * 5},
         {"reference_images": ["http://example.com/a.png"]},
         {"reference_images": ["s3://bucket"]},
@@ -141,7 +142,7 @@ class TestReferencesInS3:
 
     def test_its_url_stays_out_of_log_record_and_xcom(self, emulator, instance, operator, log):
         instance.attempt(operator)
-        signature = httpx.URL(emulator.tasks[0].request["image_urls"][0]).params["Signature"]
+        signature = httpx.URL(emulator.tasks[0].request["image_urls"][0]).params["X-Amz-Signature"]
         logged = log()
         assert "Submitted image task" in logged
         for said in (logged, repr(instance.store.records), repr(instance.xcoms)):
@@ -158,7 +159,7 @@ class TestReferencesInS3:
 
     def test_a_new_url_at_each_attempt_is_the_same_request(self, emulator, instance, operator, monkeypatch):
         instance.kill(operator)
-        monkeypatch.setattr("airflow_provider_gptimg.hooks.gptimg._PRESIGNED_FOR", 1800)
+        monkeypatch.setattr("airflow_provider_gptimg.hooks.presign._PRESIGNED_FOR", 1800)
         instance.attempt(operator)
         assert len(emulator.tasks) == 1
 
@@ -168,7 +169,7 @@ class TestReferencesInS3:
         operator.aws_conn_id = "team_{{ 'aws' }}"
         operator.render_template_fields({})
         instance.attempt(operator)
-        assert "AWSAccessKeyId=team" in emulator.tasks[0].request["image_urls"][0]
+        assert "X-Amz-Credential=team" in emulator.tasks[0].request["image_urls"][0]
 
 
 def test_names_the_field_of_references_as_the_connection_says(emulator, instance, quick):
