@@ -95,6 +95,8 @@ class TaskWaiter:
             progress=Progress(hook.log.info),
         )
         self.wait.outcomes.update(finished)
+        self.claimed = frozenset(finished)
+        """Ids of the tasks that are finished only by what `gptimg_task_id` says."""
 
     def ask(self, since: float | None = None) -> bool:
         """Ask once for each task that is not known to be final, and return whether all are.

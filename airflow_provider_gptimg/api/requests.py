@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from airflow_provider_gptimg.api.s3_uri import split_s3_uri
 from airflow_provider_gptimg.api.tasks import CREDITS_PER_IMAGE, MAX_IMAGES
 from airflow_provider_gptimg.api.texts import texts_of, unsendable
 from airflow_provider_gptimg.exceptions import GptImgRequestError
@@ -22,7 +23,6 @@ __all__ = [
     "ImageRequest",
     "check_max_credits",
     "check_on_unknown_submission",
-    "split_s3_uri",
 ]
 
 MAX_REFERENCES = 4
@@ -65,12 +65,6 @@ def check_max_credits(max_credits: object, credits: int, what: str = "this reque
             f"max_credits={limit} refuses {what}: it would cost {credits} credits, {CREDITS_PER_IMAGE} an image. "
             "Nothing was sent; raise max_credits if that is right"
         )
-
-
-def split_s3_uri(uri: str) -> tuple[str, str]:
-    """Return bucket and key of an `s3://bucket/key` URI; either is empty where it is missing."""
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    return bucket, key
 
 
 @dataclass(frozen=True)

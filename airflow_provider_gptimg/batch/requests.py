@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_provider_gptimg.api.requests import ImageRequest, check_on_unknown_submission, split_s3_uri
+from airflow_provider_gptimg.api.requests import ImageRequest, check_on_unknown_submission
+from airflow_provider_gptimg.api.s3_uri import split_s3_uri
 from airflow_provider_gptimg.exceptions import GptImgRequestError
 
 __all__ = ["BatchRequest", "read_requests"]

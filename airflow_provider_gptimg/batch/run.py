@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_gptimg.api.protocol import MAX_ATTEMPTS
 from airflow_provider_gptimg.api.tasks import ImageTask
-from airflow_provider_gptimg.batch.bucket import find_gone
 from airflow_provider_gptimg.batch.ledger import Entry, Ledger, Standing
 from airflow_provider_gptimg.batch.pace import Pace
 from airflow_provider_gptimg.batch.report import Report
@@ -29,6 +28,7 @@ from airflow_provider_gptimg.exceptions import (
     GptImgTaskNotFoundError,
 )
 from airflow_provider_gptimg.mirroring.images import FORMATS
+from airflow_provider_gptimg.mirroring.listing import find_missing
 from airflow_provider_gptimg.polling import Wait, may_have_ended
 from airflow_provider_gptimg.telemetry import count, span
 
@@ -135,7 +135,8 @@ class Batch:
         """Take up, once an attempt, what earlier ones mirrored and S3 has no more: it is paid for."""
         mirrored = [entry for entry in self.entries if self.standing(entry) is Standing.MIRRORED]
         here = [entry for entry in mirrored if entry.task_id not in self._in_flight]
-        gone = find_gone(store, self._pattern, here)
+        sizes = {entry: {fact["key"]: fact["size"] for fact in (entry.mirrored or {})["objects"]} for entry in here}
+        gone = find_missing(store, self._pattern.bucket, sizes)
         for entry in gone:
             entry.mirrored = None
             self._in_flight[entry.task_id] = entry

@@ -7,7 +7,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_gptimg.airflow_compat import mask_secret
-from airflow_provider_gptimg.api.requests import ImageRequest, split_s3_uri
+from airflow_provider_gptimg.api.requests import ImageRequest
+from airflow_provider_gptimg.api.s3_uri import split_s3_uri
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgRequestError
 from airflow_provider_gptimg.hooks.origin import Origin
 

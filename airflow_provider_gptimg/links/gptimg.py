@@ -80,7 +80,7 @@ class S3ObjectsLink(_Link):
         if isinstance(objects, list) and objects:
             bucket, key = objects[0]["bucket"], objects[0]["key"]
         else:
-            from airflow_provider_gptimg.mirroring.mirror import KeyPattern
+            from airflow_provider_gptimg.mirroring.destination import KeyPattern
 
             pattern = KeyPattern(operator.s3_key, operator.s3_bucket)
             bucket, key = pattern.bucket, ""

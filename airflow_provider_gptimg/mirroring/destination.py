@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where images go and how they are put there, as a transfer's arguments say; checked before anything is waited for."""
+"""Where images go, as an operator's arguments say; checked before anything is waited for."""
 
 from __future__ import annotations
 
@@ -9,15 +9,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_provider_gptimg.api.requests import MAX_IMAGES
+from airflow_provider_gptimg.api.s3_uri import split_s3_uri
+from airflow_provider_gptimg.api.tasks import MAX_IMAGES
 from airflow_provider_gptimg.exceptions import GptImgRequestError
 from airflow_provider_gptimg.mirroring.images import FORMATS
+from airflow_provider_gptimg.mirroring.marks import LARGEST_METADATA, metadata_size
 
 __all__ = ["Destination", "KeyPattern"]
 
+_FIELDS = frozenset({"task_id", "index", "ext"})
+_LONGEST_KEY = 1024
+"""Bytes of a key in UTF-8 that S3 takes."""
+_USUAL_TASK_ID = "gpt-image-2-kUtpnus8fXpDKkuEjayG3"
+_OWN_METADATA = 800
+"""Bytes of metadata that the transfer may need itself."""
+
 
 class KeyPattern:
-    """Where images go: an S3 key with `{task_id}`, `{index}` and `{ext}` in it.
+    """An S3 key with `{task_id}`, `{index}` and `{ext}` in it.
 
     :param s3_key: The pattern, or `s3://bucket/pattern`.
     :param s3_bucket: The bucket, unless `s3_key` names it.
@@ -27,36 +36,40 @@ class KeyPattern:
     def __init__(self, s3_key: str, s3_bucket: str | None) -> None:
         if not isinstance(s3_key, str) or not s3_key.strip():
             raise GptImgRequestError(
-                f"s3_key={s3_key!r} is blank: use a pattern such as 'images/{{task_id}}/{{index}}{{ext}}'"
+                f"s3_key={s3_key!r:.120} is blank: use a pattern such as 'images/{{task_id}}/{{index}}{{ext}}'"
             )
+        if isinstance(s3_bucket, str) and s3_bucket.startswith("s3://"):
+            name = split_s3_uri(s3_bucket)[0]
+            raise GptImgRequestError(f"s3_bucket={s3_bucket!r:.120} is a URI: use the bucket's name, {name!r:.80}")
         if s3_key.startswith("s3://"):
-            bucket, _, pattern = s3_key.removeprefix("s3://").partition("/")
+            bucket, pattern = split_s3_uri(s3_key)
             if s3_bucket:
                 raise GptImgRequestError(
-                    f"s3_key={s3_key!r} names a bucket, and so does s3_bucket={s3_bucket!r}: drop one"
+                    f"s3_key={s3_key!r:.120} names a bucket, and so does s3_bucket={s3_bucket!r:.80}: drop one"
                 )
         else:
             bucket, pattern = s3_bucket or "", s3_key
         if not isinstance(bucket, str) or not bucket or not pattern:
             raise GptImgRequestError(
-                f"s3_key={s3_key!r} and s3_bucket={s3_bucket!r} name no bucket and key: pass s3_bucket, or "
+                f"s3_key={s3_key!r:.120} and s3_bucket={s3_bucket!r:.80} name no bucket and key: pass s3_bucket, or "
                 "s3_key='s3://bucket/pattern'"
             )
         self.bucket = bucket
+        self.argument = f"s3_bucket={s3_bucket!r:.80}" if s3_bucket else f"s3_key={s3_key!r:.120}"
+        """The argument that names the bucket, with its value."""
         self.pattern = pattern
         try:
-            fields = {name for _, name, _, _ in string.Formatter().parse(pattern) if name is not None}
-            if unknown := fields - {"task_id", "index", "ext"}:
-                raise ValueError(f"it has {{{sorted(unknown)[0]}}}")
-            self.has_extension = "ext" in fields
-            self._names_task = "task_id" in fields
-            self.key("task", 0, ".png")
-            self.prefix("task")
-        except (ValueError, IndexError, KeyError) as error:
+            self._parts = _parse(pattern)
+        except ValueError as error:
             raise GptImgRequestError(
-                f"s3_key={s3_key!r} is no pattern: {error}. {{task_id}}, {{index}} and {{ext}} are known, and '{{{{' "
-                "stands for a brace"
+                f"s3_key={s3_key!r:.120} is not a pattern: {error}. It may have {{task_id}}, {{index}} and {{ext}}, as "
+                "they are, and '{{' for a brace"
             ) from None
+        fields = {name for _, name in self._parts}
+        self.has_extension = "ext" in fields
+        self._names_task = "task_id" in fields
+        if len(self.key(_USUAL_TASK_ID, 0, ".webp").encode(errors="surrogatepass")) > _LONGEST_KEY:
+            raise GptImgRequestError(f"s3_key={s3_key!r:.120} gives keys of more than 1,024 bytes, all that S3 takes")
 
     def key(self, task_id: str, index: int, extension: str) -> str:
         """Return the key of one image.
@@ -64,19 +77,20 @@ class KeyPattern:
         :param index: From 0, in the order of the API's answer.
         :param extension: With its dot.
         """
-        return self.pattern.format(task_id=task_id, index=index, ext=extension)
+        values = {None: "", "task_id": task_id, "index": str(index), "ext": extension}
+        return "".join(literal + values[name] for literal, name in self._parts)
 
     def prefix(self, task_id: str) -> str | None:
         """Return what the keys of one image task's images start with; None if other tasks' keys may do so too."""
-        formatter, parts, names_task = string.Formatter(), [], False
-        for literal, name, spec, conversion in formatter.parse(self.pattern):
-            parts.append(literal)
+        prefix, names_task = "", False
+        for literal, name in self._parts:
+            prefix += literal
             if name == "task_id":
-                parts.append(formatter.format_field(formatter.convert_field(task_id, conversion), spec or ""))
+                prefix += task_id
                 names_task = True
             elif name is not None:
                 break
-        return "".join(parts) if names_task else None
+        return prefix if names_task else None
 
     def may_give(self, key: str) -> bool:
         """Return whether an image may get `key`, as far as that can be told before there are image tasks."""
@@ -89,8 +103,22 @@ class KeyPattern:
     @property
     def folder(self) -> str:
         """What all its keys start with, up to a slash, which is left out; empty if they share nothing."""
-        shared, *_ = next(iter(string.Formatter().parse(self.pattern)))
-        return shared.rpartition("/")[0]
+        return self._parts[0][0].rpartition("/")[0]
+
+
+def _parse(pattern: str) -> list[tuple[str, str | None]]:
+    """Return the literal texts of a pattern, each with the field that follows it; None: none does.
+
+    :raises ValueError: It is not a pattern; the message says why.
+    """
+    parts = []
+    for literal, name, spec, conversion in string.Formatter().parse(pattern):
+        if name is not None and name not in _FIELDS:
+            raise ValueError(f"it has {{{name:.40}}}")
+        if spec or conversion:
+            raise ValueError(f"it formats {{{name}}}")
+        parts.append((literal, name))
+    return parts
 
 
 @dataclass(frozen=True)
@@ -118,10 +146,11 @@ class Destination:
     ) -> Destination:
         """Return the destination that an operator's arguments name.
 
+        What S3 itself would say of them, :meth:`.S3Store.check_put` tells.
+
         :raises GptImgRequestError: One of them is wrong; it names the argument, its value and the way out.
         """
         pattern = KeyPattern(s3_key, s3_bucket)
-        _check_bucket(pattern.bucket, f"s3_bucket={s3_bucket!r}" if s3_bucket else f"s3_key={s3_key!r}")
         put_arguments = _read_extra_args(extra_args)
         if encrypt:
             put_arguments.setdefault("ServerSideEncryption", "AES256")
@@ -152,62 +181,36 @@ def _read_extra_args(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
         return {}
     if not isinstance(extra_args, Mapping):
         raise GptImgRequestError(f"extra_args={extra_args!r:.120} is not a dict of PutObject arguments")
-    import botocore.session
-
-    shape = botocore.session.get_session().get_service_model("s3").operation_model("PutObject").input_shape
-    known = shape.members
     for name in extra_args:
         if name in _SET_FOR_EACH or str(name).startswith("Checksum"):
             raise GptImgRequestError(f"extra_args sets {name!r}, which the transfer sets itself: leave it out")
-        if name not in known:
-            free = sorted(name for name in known.keys() - _SET_FOR_EACH if not name.startswith("Checksum"))
-            raise GptImgRequestError(
-                f"extra_args sets {name!r}, which S3's PutObject does not know; it knows {', '.join(free)}"
-            )
-    _check_types(extra_args, shape)
+    metadata = extra_args.get("Metadata")
+    if metadata is None:
+        return dict(extra_args)
+    if not isinstance(metadata, Mapping) or not all(isinstance(value, str) for value in metadata.values()):
+        raise GptImgRequestError(f"extra_args sets Metadata={metadata!r:.120}, which is not a dict of texts")
+    if (size := metadata_size(metadata)) > LARGEST_METADATA - _OWN_METADATA:
+        raise GptImgRequestError(
+            f"extra_args has {size} bytes of Metadata: S3 takes {LARGEST_METADATA}, and the transfer needs up to "
+            f"{_OWN_METADATA} of them"
+        )
     return dict(extra_args)
-
-
-def _check_types(extra_args: Mapping[str, Any], shape: Any) -> None:
-    from botocore.exceptions import ParamValidationError
-    from botocore.handlers import validate_ascii_metadata
-    from botocore.validate import ParamValidator
-
-    checked = {**extra_args, "Bucket": "bucket", "Key": "key"}
-    if isinstance(checked.get("SSECustomerKey"), bytes | bytearray):
-        checked["SSECustomerKey"] = ""  # botocore encodes bytes before it checks
-    report = ParamValidator().validate(checked, shape)
-    if report.has_errors():
-        raise GptImgRequestError(f"extra_args is not what S3's PutObject takes: {report.generate_report():.500}")
-    try:
-        validate_ascii_metadata(checked)
-    except ParamValidationError as error:
-        raise GptImgRequestError(f"extra_args is not what S3's PutObject takes: {error}") from error
-
-
-def _check_bucket(bucket: str, argument: str) -> None:
-    from botocore.exceptions import ParamValidationError
-    from botocore.handlers import validate_bucket_name
-
-    try:
-        validate_bucket_name({"Bucket": bucket})
-    except ParamValidationError as error:
-        raise GptImgRequestError(f"{argument} names no bucket that can be: {error}") from error
 
 
 def _read_manifest_key(manifest_key: Any, pattern: KeyPattern) -> tuple[str, str]:
     bucket, key = pattern.bucket, manifest_key
     if isinstance(key, str) and key.startswith("s3://"):
-        bucket, _, key = key.removeprefix("s3://").partition("/")
+        bucket, key = split_s3_uri(key)
     if not isinstance(key, str) or not key.strip() or not bucket or "{" in key:
         raise GptImgRequestError(
-            f"manifest_key={manifest_key!r:.200} is no key and no s3://bucket/key: it has no fields such as "
-            "{index}, use Jinja as in 'gptimg/manifests/{{ run_id }}.jsonl'"
+            f"manifest_key={manifest_key!r:.200} is not a key and not s3://bucket/key: it has no fields such as "
+            "{index}, use Jinja as in \"gptimg/manifests/{{ run_id | replace(':', '') }}.jsonl\""
         )
-    _check_bucket(bucket, f"manifest_key={manifest_key!r:.200}")
+    if len(key.encode(errors="surrogatepass")) > _LONGEST_KEY:
+        raise GptImgRequestError(f"manifest_key={manifest_key!r:.120} has more than 1,024 bytes, all that S3 takes")
     if bucket == pattern.bucket and pattern.may_give(key):
         raise GptImgRequestError(
-            f"manifest_key={manifest_key!r:.200} is a key that s3_key={pattern.pattern!r} may give to an image: choose "
-            "another, such as 'gptimg/manifests/{{ run_id }}.jsonl'"
+            f"manifest_key={manifest_key!r:.200} is a key that s3_key={pattern.pattern!r:.120} may give to an image: "
+            "choose another, such as \"gptimg/manifests/{{ run_id | replace(':', '') }}.jsonl\""
         )
     return bucket, key

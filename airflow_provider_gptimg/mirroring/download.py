@@ -51,7 +51,14 @@ class TransientError(Exception):
 
 
 class GoneError(Exception):
-    """The URL does not serve the image any more."""
+    """The URL does not serve the image: not any more, or not yet.
+
+    :param for_good: Whether the host says that it never will.
+    """
+
+    def __init__(self, message: str, *, for_good: bool = False) -> None:
+        super().__init__(message)
+        self.for_good = for_good
 
 
 class Downloader:
@@ -96,8 +103,8 @@ class Downloader:
 
     def _check_answer(self, answer: httpx.Response, name: str) -> None:
         status = answer.status_code
-        if status in (403, 404, 410):
-            raise GoneError(f"HTTP {status}")
+        if status in (403, 404, 408, 410, 421, 425):
+            raise GoneError(f"HTTP {status}", for_good=status == 410)
         if status == 429 or status >= 500:
             raise TransientError(f"HTTP {status}")
         if status != 200:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manifest: one JSON Lines object a run that lists what was mirrored, ready for DuckDB and Athena."""
+"""Write the manifest: one JSON Lines object a run that lists what was mirrored, ready for DuckDB and Athena."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from urllib.parse import quote
 
 from airflow_provider_gptimg.api.tasks import CREDITS_PER_IMAGE, ImageTask
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgRequestError
-from airflow_provider_gptimg.mirroring.mirror import MirroredObject
+from airflow_provider_gptimg.mirroring.marks import SHA256, WRITER, read_marks, short_mark
+from airflow_provider_gptimg.mirroring.objects import MirroredObject
 from airflow_provider_gptimg.mirroring.store import Content, S3Store
 
 __all__ = ["Manifest", "manifest_lines"]
-
-_WRITER = "gptimg-task-instance"
 
 
 class Manifest:
@@ -51,12 +50,14 @@ class Manifest:
         if there is None:
             self._condition = {"IfNoneMatch": "*"}
         elif self._is_ours(there):
-            self._condition = {"IfMatch": there["ETag"]}
+            etag = str(there.get("ETag") or "")
+            # A store without strong ETags cannot compare them: there a write by somebody else meanwhile is lost.
+            self._condition = {"IfMatch": etag} if etag and not etag.startswith("W/") else {}
         else:
             raise GptImgRequestError(
-                f"manifest_key: {self.uri} is there already, and is not by this task instance: put {{{{ run_id }}}} "
-                "into manifest_key ({{ ti.task_id }} too if tasks share it, {{ ti.map_index }} if one is mapped), or "
-                "set replace=True"
+                f"manifest_key: {self.uri} is there already, and is not by this task instance: put "
+                "{{{{ run_id | replace(':', '') }}}} into manifest_key ({{{{ ti.task_id }}}} too if tasks share it, "
+                "{{{{ ti.map_index }}}} if one is mapped), or set replace=True"
             )
 
     def write(
@@ -73,16 +74,19 @@ class Manifest:
         """
         body = manifest_lines(objects, tasks, prompts)
         digest = hashlib.sha256(body)
-        metadata = {_WRITER: self._writer, "gptimg-sha256": digest.hexdigest()}
+        metadata = {WRITER: self._writer, SHA256: digest.hexdigest()}
         content = Content(BytesIO(body), len(body), digest.digest(), "application/x-ndjson", metadata)
         if self._store.put(self.bucket, self.key, content, self._condition) is None:
             # Written meanwhile, perhaps by this very PUT, whose answer was lost.
-            there = self._store.head(self.bucket, self.key, with_checksum=False)
-            if not there or there.get("Metadata") != metadata:
+            there = self._store.head(self.bucket, self.key, with_checksum=False) or {}
+            if not metadata.items() <= read_marks(there.get("Metadata")).items():
                 raise GptImgError(f"{self.uri} was written by somebody else while images were mirrored")
+        elif "IfNoneMatch" in self._condition:
+            # Of all that is written this is the smallest: the cheapest way to learn whether the condition counted.
+            self._store.check_conditions(self.bucket, self.key, content)
 
     def _is_ours(self, head: Mapping[str, Any]) -> bool:
-        return bool(self._writer) and (head.get("Metadata") or {}).get(_WRITER) == self._writer
+        return bool(self._writer) and read_marks(head.get("Metadata")).get(WRITER) == self._writer
 
 
 def manifest_lines(
@@ -119,5 +123,5 @@ def _writer(context: Mapping[str, Any]) -> str:
     ti = context.get("ti")
     if ti is None:
         return ""
-    # Quoted, since S3 takes ASCII only in metadata, and cut, since it takes 2 KB of it.
-    return quote(f"{ti.dag_id}/{ti.run_id}/{ti.task_id}/{ti.map_index}")[:1024]
+    # Quoted, since S3 takes ASCII only in metadata, and short, since it takes 2 KB of it.
+    return short_mark(quote(f"{ti.dag_id}/{ti.run_id}/{ti.task_id}/{ti.map_index}"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a hosted image becomes an S3 object: exactly the image, or no object at all.
+"""Copy hosted images into S3: exactly the image, or no object at all.
 
 An image is streamed into a temporary file and checked there; only then one conditional PUT, whose checksum S3
 verifies, makes it visible. So a cut, wrong or oversized image is never seen in the bucket, no multipart upload can
@@ -8,97 +8,37 @@ be left behind, and memory stays flat.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import random
-import re
-import string
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from os.path import commonprefix
+from dataclasses import replace
 from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from airflow_provider_gptimg.api.protocol import backoff
-from airflow_provider_gptimg.api.tasks import Image, ImageTask
+from airflow_provider_gptimg.api.tasks import COMPLETED, Image, ImageTask
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgMediaError, GptImgRequestError
 from airflow_provider_gptimg.mirroring.destination import KeyPattern
 from airflow_provider_gptimg.mirroring.download import Download, Downloader, GoneError, TransientError, without_query
-from airflow_provider_gptimg.mirroring.images import FORMATS, Pixels
-from airflow_provider_gptimg.mirroring.store import Content, S3Store
+from airflow_provider_gptimg.mirroring.images import FORMATS
+from airflow_provider_gptimg.mirroring.listing import LOOKS_AT_A_TIME, list_each
+from airflow_provider_gptimg.mirroring.marks import LARGEST_METADATA
+from airflow_provider_gptimg.mirroring.objects import MirroredObject, Source, image_metadata, is_same, read_own
+from airflow_provider_gptimg.mirroring.store import Content, S3Store, bucket_refusal, read_etag
 from airflow_provider_gptimg.telemetry import count, span
 
 if TYPE_CHECKING:
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook
 
-__all__ = ["LOOKS_AT_A_TIME", "Mirror", "MirroredObject"]
-
-LOOKS_AT_A_TIME = 64
-"""Requests to S3 that ask what is there already: more than downloads, for they take no memory, but time."""
+__all__ = ["Mirror", "MirroredObject"]
 
 _IN_MEMORY = 1024 * 1024
 _DOWNLOAD_ATTEMPTS = 4
+_GONE_ATTEMPTS = 5
+"""Downloads of an image that is not there: with the pauses between them, some ten seconds for a host that lags."""
 _REFUSALS = 4
 """Objects that S3 may refuse, and take none, before nothing more is downloaded."""
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class MirroredObject:
-    """An object in S3 that is exactly one image.
-
-    :param index: From 0, in the order of the API's answer.
-    :param size: Bytes.
-    :param sha256: Of its bytes, in hex.
-    :param skipped: Whether it was there already, and identical.
-    :param pixels: None where the image does not tell, or is not from a release that noted it.
-    """
-
-    bucket: str
-    key: str
-    task_id: str
-    index: int
-    source_url: str
-    content_type: str
-    size: int
-    sha256: str
-    etag: str
-    skipped: bool
-    pixels: Pixels | None = None
-
-    @property
-    def uri(self) -> str:
-        """The object's `s3://` URI."""
-        return f"s3://{self.bucket}/{self.key}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as it goes to XCom."""
-        return {
-            "uri": self.uri,
-            "bucket": self.bucket,
-            "key": self.key,
-            "task_id": self.task_id,
-            "index": self.index,
-            "source_url": self.source_url,
-            "content_type": self.content_type,
-            "size": self.size,
-            "sha256": self.sha256,
-            "etag": self.etag,
-            "skipped": self.skipped,
-        }
-
-
-@dataclass(frozen=True)
-class _Source:
-    task_id: str
-    index: int
-    image: Image
-
-    def __str__(self) -> str:
-        return f"Image {self.index} of image task {self.task_id}"
 
 
 class Mirror:
@@ -107,6 +47,7 @@ class Mirror:
     :param replace: Overwrite objects that are not the image.
     :param max_image_bytes: Larger images are refused.
     :param concurrency: Images under way at a time.
+    :param dag_id: Of the DAG that mirrors, for the objects' metadata; None: unknown.
     """
 
     def __init__(
@@ -118,6 +59,7 @@ class Mirror:
         replace: bool,
         max_image_bytes: int,
         concurrency: int,
+        dag_id: str | None = None,
         log: Any,
     ) -> None:
         self._hook = hook
@@ -126,12 +68,15 @@ class Mirror:
         self._pattern = pattern
         self._replace = replace
         self._concurrency = concurrency
+        self._dag_id = dag_id
         self._log = log
         self._downloader = Downloader(hook.settings, max_image_bytes)
-        self._refusal: GptImgRequestError | None = None
-        """Why S3 takes nothing from us; then there is no use in downloading the rest."""
+        self.refusal: GptImgRequestError | None = None
+        """The reason for which S3 takes nothing from us; None: it may. With one, nothing more is downloaded."""
         self._refused = 0
         self._has_put = False
+        self._taken: set[str] = set()
+        """Keys under which something was seen that is not the image."""
 
     def __enter__(self) -> Mirror:
         return self
@@ -139,14 +84,18 @@ class Mirror:
     def __exit__(self, *error: object) -> None:
         self._downloader.close()
 
-    def copy(self, tasks: Iterable[ImageTask]) -> dict[str, list[MirroredObject] | GptImgError]:
+    def copy(
+        self, tasks: Iterable[ImageTask], claimed: Collection[str] = ()
+    ) -> dict[str, list[MirroredObject] | GptImgError]:
         """Copy all images of completed tasks. One that fails keeps no other from its place.
 
+        :param claimed: Ids of those tasks that did not come from the API, but from an XCom: their images are asked from
+            the API before they are downloaded, so that nobody can put another image in their place.
         :returns: For each task its objects, or the first error among its images.
         :raises GptImgRequestError: Two images would go to the same key.
         """
         sources = [
-            _Source(task.task_id, index, image)
+            Source(task.task_id, index, image)
             for task in {task.task_id: task for task in tasks}.values()
             for index, image in enumerate(task.images)
         ]
@@ -155,7 +104,10 @@ class Mirror:
             found = self._look(sources)
             missing = [source for source in sources if source not in found]
             with ThreadPoolExecutor(self._concurrency, thread_name_prefix="gptimg-mirror") as pool:
-                found.update(zip(missing, pool.map(self._copy_or_error, missing), strict=True))
+                unproven = list({source.task_id for source in missing} & set(claimed))
+                known = dict(zip(unproven, pool.map(self._ask, unproven), strict=True))
+                copies = pool.map(lambda source: self._copy_or_error(source, known.get(source.task_id)), missing)
+                found.update(zip(missing, copies, strict=True))
         _count(found.values())
         results: dict[str, list[MirroredObject] | GptImgError] = {}
         for source in sources:
@@ -167,8 +119,8 @@ class Mirror:
                     result.append(outcome)
         return results
 
-    def _check_keys(self, sources: Iterable[_Source]) -> None:
-        taken: dict[str, _Source] = {}
+    def _check_keys(self, sources: Iterable[Source]) -> None:
+        taken: dict[str, Source] = {}
         for source in sources:
             key = self._pattern.key(source.task_id, source.index, ".")
             if other := taken.get(key):
@@ -178,32 +130,28 @@ class Mirror:
                 )
             taken[key] = source
 
-    def _look(self, sources: Sequence[_Source]) -> dict[_Source, MirroredObject | GptImgError]:
-        """Return the objects that an earlier run made, and the errors for images of which S3 does not tell."""
+    def _look(self, sources: Sequence[Source]) -> dict[Source, MirroredObject | GptImgError]:
+        """Return the objects that an earlier run made, and an error for each image that could not be looked up."""
         prefixes = {source.task_id: self._pattern.prefix(source.task_id) for source in sources}
+        listed = self._list(prefixes)
+        there = {source: self._keys_there(source, listed.get(source.task_id)) for source in sources}
+        there = {source: keys for source, keys in there.items() if keys}
+        self._taken.update(key for source, keys in there.items() if listed.get(source.task_id) for key in keys)
         with ThreadPoolExecutor(LOOKS_AT_A_TIME, thread_name_prefix="gptimg-look") as pool:
-            # Where the folder is small, one request tells all; else one for each image task does.
-            shared = commonprefix([prefix or "" for prefix in prefixes.values()])  # noqa: RUF071 - S3 compares so too
-            keys = self._list(shared)
-            listed = dict.fromkeys(prefixes, keys)
-            if keys is None:
-                listed = dict(zip(prefixes, pool.map(self._list, prefixes.values()), strict=True))
-            there = {source: self._keys_there(source, listed[source.task_id]) for source in sources}
-            there = {source: keys for source, keys in there.items() if keys}
             looks = pool.map(self._find_or_error, there.keys(), there.values())
             return {source: known for source, known in zip(there, looks, strict=True) if known}
 
-    def _list(self, prefix: str | None) -> Collection[str] | None:
-        """Return the keys that start with `prefix`; None if that is not to be had in one request."""
+    def _list(self, prefixes: Mapping[str, str | None]) -> Mapping[str, Mapping[str, int] | None]:
         try:
-            return self._store.sizes(self._pattern.bucket, prefix) if prefix else None
-        except GptImgRequestError as error:  # there is no such bucket, say
-            self._refusal = error
+            return list_each(self._store, self._pattern.bucket, prefixes)
         except GptImgError as error:
-            self._log.warning("%s; asking for each image instead", error)
-        return None
+            if isinstance(error, GptImgRequestError):
+                self.refusal = bucket_refusal(error, self._pattern.argument) or error
+            else:
+                self._log.warning("%s; asking for each image instead", error)
+        return {}
 
-    def _keys_there(self, source: _Source, listed: Collection[str] | None) -> list[str]:
+    def _keys_there(self, source: Source, listed: Collection[str] | None) -> list[str]:
         """Return the keys under which an earlier run may have put this image, the likeliest first.
 
         :param listed: All keys there are of its image task; None if that is not known.
@@ -213,31 +161,45 @@ class Mirror:
         keys = dict.fromkeys(self._pattern.key(source.task_id, source.index, known.extension) for known in formats)
         return [key for key in keys if listed is None or key in listed]
 
-    def _find_or_error(self, source: _Source, keys: Iterable[str]) -> MirroredObject | GptImgError | None:
+    def _find_or_error(self, source: Source, keys: Iterable[str]) -> MirroredObject | GptImgError | None:
         try:
             return self._find(source, keys)
         except GptImgError as error:
             self._log.error("%s", error)
             return error
 
-    def _find(self, source: _Source, keys: Iterable[str]) -> MirroredObject | None:
+    def _find(self, source: Source, keys: Iterable[str]) -> MirroredObject | None:
         """Return the object among `keys` that an earlier run made of this image."""
+        if self.refusal:
+            return None
         for key in keys:
             head = self._store.head(self._pattern.bucket, key)
-            if head and (known := _own(head, self._pattern.bucket, key, source)):
+            if head and (known := read_own(head, self._pattern.bucket, key, source)):
                 return known
+            if head:
+                self._taken.add(key)
         return None
 
-    def _copy_or_error(self, source: _Source) -> MirroredObject | GptImgError:
+    def _ask(self, task_id: str) -> ImageTask | GptImgError:
         try:
-            return self._copy(source)
+            return self._hook.get_task(task_id)
+        except GptImgError as error:
+            return error
+
+    def _copy_or_error(self, source: Source, known: ImageTask | GptImgError | None) -> MirroredObject | GptImgError:
+        """Copy one image.
+
+        :param known: What the API says of its task, if it was asked.
+        """
+        try:
+            return self._copy(_proven(source, known) if known else source)
         except GptImgError as error:
             self._log.error("%s", error)
             return error
 
-    def _copy(self, source: _Source) -> MirroredObject:
-        if self._refusal:
-            raise self._refusal
+    def _copy(self, source: Source) -> MirroredObject:
+        if self.refusal:
+            raise self.refusal
         self._settings.check_media_url(source.image.url)
         with SpooledTemporaryFile(max_size=_IN_MEMORY) as file:
             download, url = self._fetch(source, file)
@@ -246,15 +208,9 @@ class Mirror:
         self._log.info("%s %s: %s, %d bytes, sha256 %s", source, verb, mirrored.uri, mirrored.size, mirrored.sha256)
         return mirrored
 
-    def _taken(self, key: str) -> GptImgRequestError:
-        return GptImgRequestError(
-            f"s3://{self._pattern.bucket}/{key} exists and is not this image: choose another s3_key, or set "
-            "replace=True to overwrite it"
-        )
-
-    def _fetch(self, source: _Source, file: IO[bytes]) -> tuple[Download, str]:
-        """Download the image, again where that may help; ask the API for its URL anew where it is gone."""
-        url, attempt, asked = source.image.url, 0, False
+    def _fetch(self, source: Source, file: IO[bytes]) -> tuple[Download, str]:
+        """Download the image, again where that may help; ask the API for its URL again where it is gone."""
+        url, attempt, gone, asked = source.image.url, 0, 0, False
         while True:
             attempt += 1
             file.seek(0)
@@ -262,48 +218,54 @@ class Mirror:
             try:
                 return self._downloader.download(url, file, str(source)), url
             except GoneError as error:
-                images = () if asked else self._hook.get_task(source.task_id).images
-                asked = True
-                if source.index >= len(images):
-                    raise GptImgMediaError(f"{source} is not to be had at {without_query(url)}: {error}") from error
-                url = self._settings.check_media_url(images[source.index].url)
+                gone += 1
+                if not asked:
+                    asked = True
+                    images = self._hook.get_task(source.task_id).images
+                    if source.index < len(images) and images[source.index].url != url:
+                        url = self._settings.check_media_url(images[source.index].url)
+                        continue
+                if gone >= (2 if error.for_good else _GONE_ATTEMPTS):
+                    raise GptImgMediaError(f"{source} is gone from {without_query(url)}: {error}") from error
+                self._pause(source, error, gone)
             except TransientError as error:
                 if attempt >= _DOWNLOAD_ATTEMPTS:
                     raise GptImgMediaError(
                         f"{source} could not be downloaded from {without_query(url)}: {error}"
                     ) from error
-                pause = backoff(attempt, None, random.uniform)
-                self._log.warning("%s: %s; trying again in %.1f s", source, error, pause)
-                time.sleep(pause)
+                self._pause(source, error, attempt)
 
-    def _put(self, source: _Source, url: str, file: IO[bytes], download: Download) -> MirroredObject:
+    def _pause(self, source: Source, error: Exception, failures: int) -> None:
+        pause = backoff(failures, None, random.uniform)
+        self._log.warning("%s: %s; trying again in %.1f s", source, error, pause)
+        time.sleep(pause)
+
+    def _put(self, source: Source, url: str, file: IO[bytes], download: Download) -> MirroredObject:
         bucket, key = self._pattern.bucket, self._pattern.key(source.task_id, source.index, download.format.extension)
+        room = LARGEST_METADATA - self._store.metadata_size
         content = Content(
             file=file,
             size=download.size,
             digest=download.digest,
             content_type=download.format.content_type,
-            metadata=_metadata(source, url, download),
+            metadata=image_metadata(source, url, download, self._dag_id, room),
         )
-        try:
-            etag = self._store.put(bucket, key, content, {} if self._replace else {"IfNoneMatch": "*"})
-        except GptImgRequestError as error:
-            # It may be this key that is locked, or too long; when S3 has taken no other either, it is more than that.
-            self._refused += 1
-            if self._refused >= _REFUSALS and not self._has_put:
-                self._refusal = error
-            raise
-        self._has_put = True
+        etag = None
+        if self._replace or key not in self._taken:  # a store may ignore the condition
+            etag = self._put_or_refuse(bucket, key, content)
         skipped = etag is None
         if etag is None:
             # The key was taken before, perhaps by this very PUT, whose answer was lost.
             head = self._store.head(bucket, key) or self._store.head(bucket, key, with_checksum=False) or {}
-            known = _own(head, bucket, key, source)
+            known = read_own(head, bucket, key, source)
             if known and known.sha256 == download.digest.hex():
                 return known
-            if not _is_same(head, file, download):
-                raise self._taken(key)
-            etag = str(head["ETag"]).strip('"')
+            if not is_same(head, file, download):
+                raise GptImgRequestError(
+                    f"s3://{bucket}/{key} exists and is not this image: choose another s3_key, or set replace=True to "
+                    "overwrite it"
+                )
+            etag = read_etag(head)
         return MirroredObject(
             bucket=bucket,
             key=key,
@@ -318,6 +280,44 @@ class Mirror:
             pixels=download.pixels,
         )
 
+    def _put_or_refuse(self, bucket: str, key: str, content: Content) -> str | None:
+        """Put an object, and note when S3 takes none from us."""
+        try:
+            etag = self._store.put(bucket, key, content, {} if self._replace else {"IfNoneMatch": "*"})
+        except GptImgRequestError as error:
+            # It may be this key that is locked, or too long; when S3 has taken no other either, it is more than that.
+            self._refused += 1
+            if self._refused >= _REFUSALS and not self._has_put:
+                self.refusal = error
+            raise
+        self._has_put = True
+        return etag
+
+
+def _proven(source: Source, known: ImageTask | GptImgError) -> Source:
+    """Return an image as the API knows it, where a finished task in an XCom named it.
+
+    :raises GptImgError: The API does not know it so.
+    """
+    if isinstance(known, GptImgError):
+        raise known
+    if known.status != COMPLETED or source.index >= len(known.images):
+        raise GptImgMediaError(
+            f"{source} is not known to the API: it says {known.status!r} and {len(known.images)} images"
+        )
+    places = {_without_signature(image): index for index, image in enumerate(known.images)}
+    place = places.get(_without_signature(source.image), source.index)
+    if place != source.index:
+        raise GptImgRequestError(
+            f"gptimg_task_id: image {source.index} of finished task {source.task_id} is image {place} for the API: "
+            "pass the finished task as it was"
+        )
+    return replace(source, image=known.images[source.index])
+
+
+def _without_signature(image: Image) -> str:
+    return image.url.partition("?")[0]
+
 
 def _count(outcomes: Iterable[MirroredObject | GptImgError]) -> None:
     for outcome in outcomes:
@@ -328,69 +328,3 @@ def _count(outcomes: Iterable[MirroredObject | GptImgError]) -> None:
         else:
             count("mirrored_images", outcome="mirrored")
             count("mirrored_bytes", outcome.size)
-
-
-def _metadata(source: _Source, url: str, download: Download) -> dict[str, str]:
-    """Return what lets a later run know its own object."""
-    metadata = {
-        "gptimg-task-id": source.task_id,
-        "gptimg-index": str(source.index),
-        "gptimg-sha256": download.digest.hex(),
-        "gptimg-size": str(download.size),
-    }
-    if download.pixels:
-        metadata |= {"gptimg-width": str(download.pixels.width), "gptimg-height": str(download.pixels.height)}
-    shown = quote(url, safe=string.punctuation)
-    if len(shown) <= 1024:  # S3 takes 2 KB of metadata in all
-        metadata["gptimg-source-url"] = shown
-    return metadata
-
-
-def _marks(metadata: Mapping[str, str]) -> tuple[str | None, str | None]:
-    """Return which image an object says it is of: the image task's id and the index, None where it says nothing."""
-    return metadata.get("gptimg-task-id"), metadata.get("gptimg-index")
-
-
-def _own(head: Mapping[str, Any], bucket: str, key: str, source: _Source) -> MirroredObject | None:
-    """Return the object that `head` describes if it is this very image, whole and unchanged."""
-    metadata = head.get("Metadata") or {}
-    sha256, size = metadata.get("gptimg-sha256", ""), str(head.get("ContentLength"))
-    if _marks(metadata) != (source.task_id, str(source.index)) or not _SHA256.fullmatch(sha256):
-        return None
-    if metadata.get("gptimg-size", size) != size:  # written anew by a tool that keeps metadata
-        return None
-    checksum = head.get("ChecksumSHA256")
-    if checksum and checksum != base64.b64encode(bytes.fromhex(sha256)).decode():
-        return None
-    return MirroredObject(
-        bucket=bucket,
-        key=key,
-        task_id=source.task_id,
-        index=source.index,
-        source_url=metadata.get("gptimg-source-url", source.image.url),
-        content_type=str(head.get("ContentType", "")),
-        size=int(head["ContentLength"]),
-        sha256=sha256,
-        etag=str(head.get("ETag", "")).strip('"'),
-        skipped=True,
-        pixels=_read_pixels(metadata),
-    )
-
-
-def _is_same(head: Mapping[str, Any], file: IO[bytes], download: Download) -> bool:
-    """Return whether the object that `head` describes holds what was downloaded, and is marked as no other image."""
-    if head.get("ContentLength") != download.size or any(_marks(head.get("Metadata") or {})):
-        return False
-    if checksum := head.get("ChecksumSHA256"):
-        return bool(checksum == base64.b64encode(download.digest).decode())
-    # An ETag is the MD5 of what came in one PUT, unless it was encrypted with a key: then it is never equal.
-    file.seek(0)
-    md5 = hashlib.md5(usedforsecurity=False)
-    while block := file.read(_IN_MEMORY):
-        md5.update(block)
-    return str(head.get("ETag", "")).strip('"') == md5.hexdigest()
-
-
-def _read_pixels(metadata: Mapping[str, str]) -> Pixels | None:
-    sizes = metadata.get("gptimg-width", ""), metadata.get("gptimg-height", "")
-    return Pixels(*map(int, sizes)) if all(size.isdecimal() for size in sizes) else None

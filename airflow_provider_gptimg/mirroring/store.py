@@ -1,33 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How S3 is asked and told: one conditional PUT an object, whose checksum S3 verifies, and what a refusal means."""
+"""Talk to a store that speaks S3: AWS, and those that understand less of it or word it differently."""
 
 from __future__ import annotations
 
 import base64
-import gc
+import gzip
+import hashlib
 import random
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import zlib
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+)
 
 from airflow_provider_gptimg import __version__
 from airflow_provider_gptimg.api.protocol import backoff
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgRequestError
+from airflow_provider_gptimg.mirroring.marks import metadata_size
 
 if TYPE_CHECKING:
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
-__all__ = ["SINGLE_PUT_LIMIT", "Content", "S3Store", "s3_client"]
+__all__ = ["SINGLE_PUT_LIMIT", "Content", "S3Store", "bucket_refusal", "check_bucket", "read_etag", "s3_client"]
 
 SINGLE_PUT_LIMIT = 5 * 1024**3
 """Bytes that S3 takes in one PUT; there is no use for larger images."""
 
 _PUT_ATTEMPTS = 4
+_BLOCK = 1024 * 1024
+_LARGEST_TEXT = 64 * 1024 * 1024
+_GZIP = b"\x1f\x8b"
 
 # The body did not arrive as it was sent, or another write was under way: botocore repeats neither.
 _WORTH_REPEATING = {
@@ -47,10 +61,23 @@ _PASSING = _WORTH_REPEATING | {
     "ThrottlingException",
     "TooManyRequests",
 }
+_NO_SUCH_BUCKET = {
+    "301",
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+    "InvalidBucketName",
+    "NoSuchBucket",
+    "PermanentRedirect",
+}
+_UNKNOWN_CREDENTIALS = {"AccountProblem", "InvalidAccessKeyId", "InvalidToken", "NotSignedUp", "SignatureDoesNotMatch"}
 
 _NO_REASON = (
     ". S3 gives no reason for this, since the answer to HEAD has no body: check the AWS connection (an expired token, "
     "another region, a wrong endpoint_url), and whether the object needs SSECustomerKey in extra_args"
+)
+_NO_CHECKSUMS = (
+    ". If the store takes no checksum headers, set request_checksum_calculation to 'when_required' in config_kwargs of "
+    "the AWS connection's extra: a Content-MD5 goes out instead"
 )
 
 # Arguments of PutObject that S3 wants to see again when it is asked what is there.
@@ -60,7 +87,7 @@ _ALSO_OF_HEAD = _ALSO_OF_LIST | {"SSECustomerAlgorithm", "SSECustomerKey", "SSEC
 
 @dataclass(frozen=True)
 class Content:
-    """What an object is to hold.
+    """The content of an object to be.
 
     :param file: Read from its start.
     :param size: Bytes.
@@ -77,41 +104,18 @@ class Content:
 def s3_client(hook: S3Hook, connections: int) -> Any:
     """Return a boto3 S3 client as the hook's connection says, fit for many requests at a time.
 
-    The hook's own client costs 0.1 s more, since it walks the stack for a name to give to its caller.
-
     :param connections: Requests at a time.
     """
     config = hook.config
     ours = Config(
         max_pool_connections=max(connections, config.max_pool_connections),
         user_agent_extra=f"{config.user_agent_extra or ''} airflow-provider-gptimg/{__version__}".strip(),
-        # Else botocore reads a file a second time for its sha256, which S3 verifies against our header anyway.
-        s3={"payload_signing_enabled": False, **(config.s3 or {})},
     )
-    with _garbage_collection_paused():
-        return hook.get_session(region_name=hook.region_name).client(
-            "s3",
-            endpoint_url=hook.conn_config.get_service_endpoint_url("s3"),
-            config=config.merge(ours),
-            verify=hook.verify,
-        )
-
-
-@contextmanager
-def _garbage_collection_paused() -> Iterator[None]:
-    # botocore reads megabytes of JSON, and each time enough new objects are there, the collector walks all that Airflow
-    # has loaded: of 0.1 to 0.2 s of CPU that a client costs, a third to two thirds.
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
+    return hook.get_client_type(region_name=hook.region_name, config=config.merge(ours))
 
 
 class S3Store:
-    """An S3 client, and what its answers mean to a mirror. It may be used from several threads.
+    """An S3 client, and what a mirror makes of its answers. It may be used from several threads.
 
     :param client: A boto3 S3 client.
     :param put_arguments: Further arguments of every PutObject, e.g. `ServerSideEncryption`.
@@ -120,27 +124,44 @@ class S3Store:
     def __init__(self, client: Any, put_arguments: Mapping[str, Any], log: Any) -> None:
         self._client = client
         self._put_arguments = put_arguments
+        self._list_arguments = {name: put_arguments[name] for name in _ALSO_OF_LIST & put_arguments.keys()}
         self._head_arguments = {name: put_arguments[name] for name in _ALSO_OF_HEAD & put_arguments.keys()}
-        self._log = log
+        self.log = log
         self._may_list = True
+        self._warned = False
+        settings = client.meta.config
+        # Botocore below 1.36 has neither setting.
+        self._sends_checksums = getattr(settings, "request_checksum_calculation", None) != "when_required"
+        self._asks_for_checksums = getattr(settings, "response_checksum_validation", None) != "when_required"
+
+    @property
+    def metadata_size(self) -> int:
+        """Bytes of metadata that every object gets, besides its own."""
+        return metadata_size(self._put_arguments.get("Metadata", {}))
+
+    @property
+    def is_aws(self) -> bool:
+        """Whether this is AWS itself."""
+        host = urlsplit(self._client.meta.endpoint_url).hostname or ""
+        return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
 
     def sizes(self, bucket: str, prefix: str) -> dict[str, int] | None:
         """Return the size in bytes of each object whose key starts with `prefix`.
 
-        None if we may not list, or there are more than a thousand.
+        None if we may not list, the store cannot, or there are more than a thousand.
 
-        :raises GptImgError: S3 does not answer, or there is no such bucket.
+        :raises GptImgError: S3 does not answer, there is no such bucket, or the credentials are wrong.
         """
         if not self._may_list:
             return None
-        arguments = {name: self._put_arguments[name] for name in _ALSO_OF_LIST & self._put_arguments.keys()}
         try:
-            answer = self._client.list_objects_v2(Bucket=bucket, Prefix=prefix, **arguments)
+            answer = self._client.list_objects_v2(Bucket=bucket, Prefix=prefix, **self._list_arguments)
         except (ClientError, BotoCoreError) as error:
-            if _status(error) in (403, 501):
+            refused = _status(error) in (400, 403, 405, 501)
+            if refused and _code(error) not in _NO_SUCH_BUCKET | _UNKNOWN_CREDENTIALS | _PASSING:
                 self._may_list = False
                 return None
-            raise _verdict(error, f"S3 does not tell what is at s3://{bucket}/{prefix}") from error
+            raise _verdict(error, f"S3 does not list s3://{bucket}/{prefix}") from error
         if answer.get("IsTruncated"):
             return None
         return {found["Key"]: found["Size"] for found in answer.get("Contents", ())}
@@ -151,35 +172,48 @@ class S3Store:
         :param with_checksum: For an object that is encrypted with a KMS key, that takes a permission more.
         :raises GptImgError: S3 does not answer, or not so.
         """
-        arguments = {**self._head_arguments, **({"ChecksumMode": "ENABLED"} if with_checksum else {})}
+        asks = with_checksum and self._asks_for_checksums
+        arguments = {**self._head_arguments, **({"ChecksumMode": "ENABLED"} if asks else {})}
         try:
             answer: dict[str, Any] = self._client.head_object(Bucket=bucket, Key=key, **arguments)
         except (ClientError, BotoCoreError) as error:
             # Without permission to list, S3 says 403 for what is not there.
             if _status(error) in (403, 404):
                 return None
-            failure = _verdict(error, f"S3 does not tell whether s3://{bucket}/{key} is there")
+            what = f"S3 does not tell whether s3://{bucket}/{key} is there"
             if _status(error) == 400:
-                failure.message += _NO_REASON
-            raise failure from error
+                # An expired token looks like this: another attempt may have a fresh one.
+                raise GptImgError(f"{what}: {error}{_NO_REASON}") from error
+            raise _verdict(error, what) from error
         return answer
 
     def read_text(self, bucket: str, key: str) -> str:
-        """Return an object that holds text in UTF-8.
+        """Return an object that holds text in UTF-8, perhaps compressed by gzip.
 
-        :raises GptImgRequestError: It is not there, may not be read, or holds something else.
+        :raises GptImgRequestError: It is not there, may not be read, is larger than 64 MiB, or holds something else.
         :raises GptImgError: S3 failed.
         """
+        uri = f"s3://{bucket}/{key}"
         try:
-            data: bytes = self._client.get_object(Bucket=bucket, Key=key)["Body"].read()
+            with closing(self._client.get_object(Bucket=bucket, Key=key, **self._list_arguments)["Body"]) as body:
+                data: bytes = body.read(_LARGEST_TEXT + 1)
+            if data.startswith(_GZIP):
+                with gzip.GzipFile(fileobj=BytesIO(data)) as file:
+                    data = file.read(_LARGEST_TEXT + 1)
+            if len(data) > _LARGEST_TEXT:
+                raise GptImgRequestError(f"{uri} is larger than 64 MiB: split it into several batches")
             return data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise GptImgRequestError(f"s3://{bucket}/{key} is no text in UTF-8: {error}") from error
+            raise GptImgRequestError(f"{uri} is not text in UTF-8: {error}") from error
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise GptImgRequestError(f"{uri} is not a whole gzip file: {error}") from error
         except (ClientError, BotoCoreError) as error:
-            raise _verdict(error, f"S3 does not give s3://{bucket}/{key}") from error
+            raise _verdict(error, f"S3 does not give {uri}") from error
 
     def put(self, bucket: str, key: str, content: Content, condition: Mapping[str, str]) -> str | None:
         """Make an object in one request, and return its ETag; None if the condition does not hold.
+
+        The ETag is empty where the store gives none.
 
         :param condition: `{"IfNoneMatch": "*"}`, `{"IfMatch": etag}`, or empty.
         :raises GptImgRequestError: S3 refuses it, and would again.
@@ -191,8 +225,8 @@ class S3Store:
             "Key": key,
             "ContentType": content.content_type,
             "ContentLength": content.size,
-            "ChecksumSHA256": base64.b64encode(content.digest).decode(),
             "Metadata": {**self._put_arguments.get("Metadata", {}), **content.metadata},
+            **self._checksum(content),
             **condition,
         }
         uri = f"s3://{bucket}/{key}"
@@ -201,13 +235,15 @@ class S3Store:
             attempt += 1
             content.file.seek(0)
             try:
-                return str(self._client.put_object(Body=content.file, **arguments)["ETag"]).strip('"')
+                return read_etag(self._client.put_object(Body=content.file, **arguments))
             except (ClientError, BotoCoreError) as error:
-                code = _code(error)
-                if code in ("PreconditionFailed", "412"):
+                code, status = _code(error), _status(error)
+                is_conditional = not condition.keys().isdisjoint(arguments)
+                # Older MinIO says 304 where 412 is meant.
+                if code == "PreconditionFailed" or status == 412 or (status == 304 and is_conditional):
                     return None
-                if code == "NotImplemented" and not condition.keys().isdisjoint(arguments):
-                    self._log.warning("This S3 store knows no conditional writes: another writer of %s would win", uri)
+                if status == 501 and is_conditional and not _is_about_checksums(error):
+                    self._warn_of_races("refuses a condition")
                     if "IfNoneMatch" in condition and self.head(bucket, key) is not None:
                         return None
                     arguments = {name: value for name, value in arguments.items() if name not in condition}
@@ -215,6 +251,107 @@ class S3Store:
                     time.sleep(backoff(attempt, None, random.uniform))
                 else:
                     raise _verdict(error, f"S3 does not take {uri}") from error
+
+    def check_conditions(self, bucket: str, key: str, content: Content) -> None:
+        """Warn if the store ignores conditions: write once more what was just written there, if nothing is there."""
+        if self.is_aws:
+            return
+        try:
+            ignored = self.put(bucket, key, content, {"IfNoneMatch": "*"}) is not None
+        except GptImgError:
+            return
+        if ignored:
+            self._warn_of_races("ignores If-None-Match")
+
+    def _warn_of_races(self, what: str) -> None:
+        if not self._warned:
+            self._warned = True
+            self.log.warning(
+                "This S3 store knows no conditional writes, it %s: an object that is there already is not overwritten, "
+                "but of two tasks that write the same key at the same moment the later one wins",
+                what,
+            )
+
+    def _checksum(self, content: Content) -> dict[str, str]:
+        """Return the argument by which the store verifies that it got what was sent."""
+        if self._sends_checksums:
+            return {"ChecksumSHA256": base64.b64encode(content.digest).decode()}
+        return {"ContentMD5": base64.b64encode(md5_of(content.file)).decode()}
+
+    def check_put(self, bucket: str, key: str, argument: str) -> None:
+        """Refuse what no store would take: arguments of PutObject, and the bucket's name.
+
+        Nothing is sent: the client checks what it would sign.
+
+        :param argument: The one that names the bucket, with its value.
+        :raises GptImgRequestError: One of them is wrong.
+        """
+        known = self._client.meta.service_model.operation_model("PutObject").input_shape.members
+        if unknown := [name for name in self._put_arguments if name not in known]:
+            raise GptImgRequestError(
+                f"extra_args sets {unknown[0]!r}, which S3's PutObject does not know; it knows "
+                f"{', '.join(sorted(known))}"
+            )
+        for what, arguments in (
+            (f"{argument} is not a valid bucket name", {}),
+            ("extra_args is not what S3's PutObject takes", self._put_arguments),
+        ):
+            try:
+                self._client.generate_presigned_url("put_object", {"Bucket": bucket, "Key": key, **arguments})
+            except ParamValidationError as error:
+                raise GptImgRequestError(f"{what}: {' '.join(str(error).split()):.500}") from error
+            except (ClientError, BotoCoreError):
+                return  # no credentials, say: found out, and said better, by what is sent first
+
+
+def check_bucket(store: S3Store, bucket: str, prefix: str, argument: str) -> None:
+    """Refuse a bucket that is not there, or takes nothing from these credentials, before an image is paid for.
+
+    :param prefix: Of the keys that will be written there.
+    :param argument: The one that names the bucket, with its value.
+    :raises GptImgRequestError: No object can be written there.
+    """
+    try:
+        store.sizes(bucket, prefix)
+    except GptImgError as error:
+        if refusal := bucket_refusal(error, argument):
+            raise refusal from error
+
+
+def bucket_refusal(error: GptImgError, argument: str) -> GptImgRequestError | None:
+    """Return the error for a bucket that takes no objects, if that is what `error` says; else None.
+
+    :param argument: The one that names the bucket, with its value.
+    """
+    cause = error.__cause__
+    wrong_credentials = isinstance(cause, NoCredentialsError | PartialCredentialsError) or (
+        isinstance(cause, ClientError) and (_status(cause) == 401 or _code(cause) in _UNKNOWN_CREDENTIALS)
+    )
+    if wrong_credentials:
+        return GptImgRequestError(
+            f"{argument} names a bucket that takes no objects from us: {error.message}. Correct the credentials of the "
+            "AWS connection, or its endpoint_url"
+        )
+    if isinstance(cause, ClientError) and _code(cause) in _NO_SUCH_BUCKET:
+        return GptImgRequestError(
+            f"{argument} names a bucket that takes no objects: {error.message}. Create the bucket, correct its name, "
+            "or correct region_name or endpoint_url of the AWS connection"
+        )
+    return None
+
+
+def read_etag(answer: Mapping[str, Any]) -> str:
+    """Return the ETag of an answer, without quotes and mark of weakness; empty where the store gives none."""
+    return str(answer.get("ETag") or "").removeprefix("W/").strip('"')
+
+
+def md5_of(file: IO[bytes]) -> bytes:
+    """Return the MD5 of a file, which is no secret, and which S3 uses as ETag and as checksum."""
+    file.seek(0)
+    md5 = hashlib.md5(usedforsecurity=False)
+    while block := file.read(_BLOCK):
+        md5.update(block)
+    return md5.digest()
 
 
 def _code(error: Exception) -> str:
@@ -230,7 +367,11 @@ def _response(error: Exception) -> dict[str, Any]:
     return getattr(error, "response", None) or {}
 
 
+def _is_about_checksums(error: Exception) -> bool:
+    return "checksum" in str(error).lower() and _code(error) not in _WORTH_REPEATING
+
+
 def _verdict(error: Exception, what: str) -> GptImgError:
     refused = 400 <= _status(error) < 500 and _code(error) not in _PASSING
     kind = GptImgRequestError if refused or isinstance(error, ParamValidationError) else GptImgError
-    return kind(f"{what}: {error}")
+    return kind(f"{what}: {error}{_NO_CHECKSUMS if _is_about_checksums(error) else ''}")

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from airflow_provider_gptimg.api.s3_uri import split_s3_uri
 from airflow_provider_gptimg.sandbox.rest import FINAL_RUN_STATES, DagRun
 
 __all__ = [
@@ -159,7 +160,7 @@ def _is_batch(ti: dict[str, Any]) -> bool:
 
 
 def _read(uri: str, s3: Any) -> bytes:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    bucket, key = split_s3_uri(uri)
     content: bytes = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
     return content
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_gptimg.airflow_compat import Context
-    from airflow_provider_gptimg.mirroring.destination import Destination, KeyPattern
+    from airflow_provider_gptimg.mirroring.assembly import Mirroring
+    from airflow_provider_gptimg.mirroring.destination import KeyPattern
     from airflow_provider_gptimg.mirroring.mirror import MirroredObject
     from airflow_provider_gptimg.waiting import TaskWaiter
 
@@ -152,10 +153,11 @@ class GptImgToS3Operator(BaseOperator):
 
     def _mirror_when_finished(self, context: Context, deadline: float | None = None) -> Any:
         from airflow_provider_gptimg.hooks.gptimg import GptImgHook
+        from airflow_provider_gptimg.mirroring.assembly import Mirroring
         from airflow_provider_gptimg.waiting import TaskWaiter
 
         with airflow_verdict():
-            destination = self._check_arguments()
+            mirroring = Mirroring.assemble(self, context, self.log)
             waiter = TaskWaiter(
                 GptImgHook(self.gptimg_conn_id),
                 self.gptimg_task_id,
@@ -165,6 +167,7 @@ class GptImgToS3Operator(BaseOperator):
                 deadline=deadline,
             )
             if not waiter.ask() and not waiter.expired:
+                mirroring.check_buckets()
                 if self.deferrable:
                     self.defer(
                         trigger=waiter.trigger(),
@@ -172,64 +175,25 @@ class GptImgToS3Operator(BaseOperator):
                         kwargs={"deadline": waiter.wait.deadline},
                     )
                 waiter.hold()
-            return [mirrored.as_dict() for mirrored in self._mirror(waiter, destination, context)]
+            return [mirrored.as_dict() for mirrored in self._mirror(waiter, mirroring, context)]
 
-    def _check_arguments(self) -> Destination:
-        """Return where images go; all that can be refused before a wait is refused here."""
-        from airflow_provider_gptimg.exceptions import GptImgRequestError
-        from airflow_provider_gptimg.mirroring.destination import Destination
-        from airflow_provider_gptimg.mirroring.store import SINGLE_PUT_LIMIT
-
-        if type(self.max_image_bytes) is not int or not 0 < self.max_image_bytes <= SINGLE_PUT_LIMIT:
-            raise GptImgRequestError(
-                f"max_image_bytes={self.max_image_bytes!r:.80} is not a whole number from 1 to {SINGLE_PUT_LIMIT} "
-                "(5 GiB), which is what S3 takes at once"
-            )
-        if type(self.concurrency) is not int or self.concurrency < 1:
-            raise GptImgRequestError(f"concurrency={self.concurrency!r:.80} is not a whole number of at least 1")
-        return Destination.check(
-            s3_key=self.s3_key,
-            s3_bucket=self.s3_bucket,
-            manifest_key=self.manifest_key,
-            encrypt=self.encrypt,
-            acl_policy=self.acl_policy,
-            extra_args=self.extra_args,
-        )
-
-    def _mirror(self, waiter: TaskWaiter, destination: Destination, context: Context) -> list[MirroredObject]:
+    def _mirror(self, waiter: TaskWaiter, mirroring: Mirroring, context: Context) -> list[MirroredObject]:
         """Mirror what is completed, then raise the first failure if there is one."""
-        from airflow.providers.amazon.aws.hooks.s3 import S3Hook
-
         from airflow_provider_gptimg.api.tasks import ImageTask
         from airflow_provider_gptimg.exceptions import GptImgError
         from airflow_provider_gptimg.mirroring.lineage import describe_outlets, report_to_collector
-        from airflow_provider_gptimg.mirroring.manifest import Manifest
-        from airflow_provider_gptimg.mirroring.mirror import LOOKS_AT_A_TIME, Mirror
-        from airflow_provider_gptimg.mirroring.store import S3Store, s3_client
         from airflow_provider_gptimg.waiting import raise_failures
 
         outcomes = waiter.outcomes
         tasks = {task_id: task for task_id, task in outcomes.items() if isinstance(task, ImageTask)}
-        pattern = destination.pattern
-        s3 = S3Hook(aws_conn_id=self.aws_conn_id, verify=self.verify)
-        client = s3_client(s3, connections=max(self.concurrency, LOOKS_AT_A_TIME))
-        store = S3Store(client, destination.put_arguments, self.log)
-        manifest = destination.manifest and Manifest(store, *destination.manifest, context, replace=self.replace)
+        pattern, manifest = mirroring.destination.pattern, mirroring.manifest
         if manifest:
             manifest.claim()
-        with Mirror(
-            waiter.hook,
-            store,
-            pattern,
-            replace=self.replace,
-            max_image_bytes=self.max_image_bytes,
-            concurrency=self.concurrency,
-            log=self.log,
-        ) as mirror:
-            copied = mirror.copy(tasks.values())
+        with mirroring.mirror(waiter.hook) as mirror:
+            copied = mirror.copy(tasks.values(), claimed=waiter.claimed)
         objects = [mirrored for result in copied.values() if isinstance(result, list) for mirrored in result]
         self._lineage = pattern, objects
-        report_to_collector(s3, objects)
+        report_to_collector(mirroring.s3, objects)
         failures: dict[str, Any] = {
             task_id: error for task_id, error in {**outcomes, **copied}.items() if isinstance(error, GptImgError)
         }

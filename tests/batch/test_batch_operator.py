@@ -437,7 +437,7 @@ def test_an_empty_list_is_done_at_once(emulator: Any, instance: Instance, s3: An
         ({"on_unknown_submission": "guess"}, "on_unknown_submission='guess'"),
         ({"s3_key": "latest{ext}"}, "s3_key='latest{ext}' may give several images"),
         ({"s3_key": "{index}{ext}"}, "s3_key='{index}{ext}' may give several images"),
-        ({"s3_key": "{task_id:.30}/{index}{ext}"}, "may give several images"),
+        ({"s3_key": "{task_id:.30}/{index}{ext}"}, "it formats {task_id}"),
         ({"manifest_key": "m-{index}.jsonl"}, "manifest_key="),
         ({"manifest_key": "gptimg/x/0.png"}, "manifest_key="),
         ({"s3_bucket": "Bad_Bucket!!"}, "s3_bucket='Bad_Bucket!!'"),

@@ -189,7 +189,7 @@ def test_a_batch_reads_its_requests_from_s3(emulator: Any, instance: Instance, s
     [
         ("s3://images/none.jsonl", None, "s3://images/none.jsonl"),
         ("s3://nowhere/r.jsonl", None, "s3://nowhere/r.jsonl"),
-        ("s3://images/r.csv", b"prompt\n\xff\xfe", "is no text in UTF-8"),
+        ("s3://images/r.csv", b"prompt\n\xff\xfe", "is not text in UTF-8"),
     ],
 )
 def test_an_object_that_cannot_be_read_is_named(

@@ -97,8 +97,8 @@ def test_openlineage_event_names_the_folders(run):
 @pytest.mark.parametrize(("manifest_key", "number"), [("run.jsonl", 100), ("run.jsonl", 101), (None, 101)])
 def test_asset_event_of_many_objects_leaves_them_to_the_manifest_only(emulator, s3, mirror, manifest_key, number):
     posters, events = Asset("posters", uri="s3://images/posters"), OutletEventAccessors()
-    task_id = emulator.add_task(image_bytes=[picture()] * number)
-    objects = mirror(task_id, {"outlet_events": events}, outlets=[posters], manifest_key=manifest_key)
+    task_ids = [emulator.add_task(image_bytes=picture()) for _ in range(number)]
+    objects = mirror(task_ids, {"outlet_events": events}, outlets=[posters], manifest_key=manifest_key)
     uris = {"uris": [mirrored["uri"] for mirrored in objects]}
     manifest = {"manifest": "s3://images/run.jsonl"} if manifest_key else {}
     assert events[posters].extra == {"images": number} | manifest | ({} if manifest and number > 100 else uris)

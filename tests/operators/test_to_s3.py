@@ -103,13 +103,15 @@ class TestObjects:
         places = [(one["task_id"], one["index"]) for one in result]
         assert places == [(tasks[0], 0), (tasks[0], 1), (tasks[1], 0), (tasks[2], 0), (tasks[2], 1), (tasks[2], 2)]
 
-    def test_of_a_finished_task_need_no_call_to_the_api(self, emulator, instance, s3):
+    def test_of_a_finished_task_need_one_poll_and_once_they_are_there_none(self, emulator, instance, s3):
         from airflow_provider_gptimg.hooks.gptimg import GptImgHook
 
         finished = GptImgHook().get_task(emulator.add_task(n=2)).as_dict()
         calls = len(emulator.calls)
         assert len(instance.attempt(transfer([finished], deferrable=True))) == 2
-        assert len(emulator.calls) - calls == len(image_calls(emulator)) == 2
+        assert len(emulator.calls) - calls == 1 + len(image_calls(emulator)) == 3
+        assert all(one["skipped"] for one in instance.attempt(transfer([finished])))
+        assert len(emulator.calls) - calls == 3
 
     def test_of_a_task_named_twice_are_made_once(self, emulator, instance, s3):
         task_id = emulator.add_task()
@@ -146,10 +148,10 @@ class TestKeys:
     @pytest.mark.parametrize(
         ("pattern", "keys"),
         [
-            ("{task_id}/{index:02d}{ext}", ["ID/00.png", "ID/01.png"]),
+            ("{task_id}/{index}{ext}", ["ID/0.png", "ID/1.png"]),
             ("all-{index}-{task_id}", ["all-0-ID", "all-1-ID"]),
             ("{{braces}}/{index}{ext}", ["{braces}/0.png", "{braces}/1.png"]),
-            ("ünï côde/{task_id:.11}/{index}{ext}", ["ünï côde/gpt-image-2/0.png", "ünï côde/gpt-image-2/1.png"]),
+            ("ünï côde/{task_id}/{index}{ext}", ["ünï côde/ID/0.png", "ünï côde/ID/1.png"]),
             ("s3://images/deep/er/{index}{ext}", ["deep/er/0.png", "deep/er/1.png"]),
         ],
     )
@@ -208,7 +210,15 @@ class TestKeys:
             {"manifest_key": "one.png", "s3_key": "one{ext}"},
             {"manifest_key": "s3://images/one.jpg", "s3_key": "one{ext}"},
             {"manifest_key": "one", "s3_key": "one", "replace": True},
-            {"manifest_key": "a/03.webp", "s3_key": "a/{index:02d}{ext}"},
+            {"manifest_key": "a/3.webp", "s3_key": "a/{index}{ext}"},
+            {"manifest_key": "a" * 1025},
+            {"s3_key": "{index:02d}{ext}"},
+            {"s3_key": "{ext:>2000000000}"},
+            {"s3_key": "{task_id!r}"},
+            {"s3_key": "{task_id.real}"},
+            {"s3_key": "{index}" + "é" * 512},
+            {"s3_bucket": "s3://images"},
+            {"extra_args": {"Metadata": {"campaign": "x" * 1300}}},
             {"manifest_key": "gptimg/gpt-image-2-x/0.png"},
         ],
         ids=repr,

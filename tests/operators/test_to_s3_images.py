@@ -81,11 +81,12 @@ class TestFault:
         assert in_bucket(s3) == {}
 
     def test_of_some_images_keeps_the_others_exact(self, emulator, instance, s3):
-        task_id = emulator.add_task(image_bytes=[png_of(size) for size in range(20_000, 20_012)])
+        images = [png_of(size) for size in range(20_000, 20_012)]
+        task_ids = [emulator.add_task(image_bytes=images[first : first + 4]) for first in (0, 4, 8)]
         for fault in ("short", "stall", 500, "long_length", "lost_after", "cut_after"):
             emulator.fault("image", fault)
-        result = instance.attempt(transfer(task_id))
-        assert [in_bucket(s3)[one["key"]] for one in result] == emulator.task(task_id).images
+        result = instance.attempt(transfer(task_ids))
+        assert [in_bucket(s3)[one["key"]] for one in result] == images
 
     def test_a_redirect_is_not_followed(self, emulator, instance, s3, task_id):
         other = emulator.add_task(image_bytes=[PNG])
@@ -151,8 +152,15 @@ def test_an_image_that_trickles_ends(instance, s3, connect, emulator, hasty):
 class TestGone:
     """The URL does not serve the image any more: the API may know another."""
 
+    @pytest.mark.parametrize("status", [403, 404, 408, 421, 425], ids=str)
+    def test_for_a_while_is_waited_out(self, emulator, instance, s3, hasty, task_id, status):
+        """A host may serve an image some seconds after the API says that it is there."""
+        emulator.fault("image", status, times=4)
+        instance.attempt(transfer(task_id))
+        assert list(in_bucket(s3).values()) == emulator.task(task_id).images
+
     @pytest.mark.parametrize("fault", ["gone", 403, 404, 410], ids=str)
-    def test_asks_the_api_again(self, emulator, instance, s3, task_id, fault):
+    def test_asks_the_api_again(self, emulator, instance, s3, hasty, task_id, fault):
         emulator.fault("image", fault)
         instance.attempt(transfer(task_id))
         assert list(in_bucket(s3).values()) == emulator.task(task_id).images
@@ -165,12 +173,13 @@ class TestGone:
         assert list(in_bucket(s3).values()) == emulator.task(task_id).images
         assert result["source_url"] == emulator.base_url + image_calls(emulator)[-1].path
 
-    def test_for_good_is_an_error(self, emulator, instance, s3, task_id):
-        emulator.fault("image", "gone", times=None)
+    @pytest.mark.parametrize(("status", "times"), [(404, 5), (403, 5), (425, 5), (410, 2)], ids=str)
+    def test_for_good_is_an_error(self, emulator, instance, s3, hasty, task_id, status, times):
+        emulator.fault("image", status, times=None)
         with may_be_retried(GptImgMediaError) as caught:
             instance.attempt(transfer(task_id))
-        assert "404" in str(caught.value)
-        assert len(image_calls(emulator)) == 2
+        assert str(status) in str(caught.value)
+        assert len(image_calls(emulator)) == times
         assert in_bucket(s3) == {}
 
     def test_with_its_task_is_no_use_trying_again(self, emulator, instance, s3):

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from airflow_provider_gptimg.api.requests import ImageRequest, check_on_unknown_submission, split_s3_uri
+from airflow_provider_gptimg.api.requests import ImageRequest, check_on_unknown_submission
+from airflow_provider_gptimg.api.s3_uri import split_s3_uri
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgRequestError
 
 PNG = "data:image/png;base64,iVBORw0KGgo="
