@@ -49,6 +49,31 @@ def get_provider_info() -> dict[str, Any]:
             "airflow_provider_gptimg.links.gptimg.FirstImageLink",
             "airflow_provider_gptimg.links.gptimg.S3ObjectsLink",
         ],
+        "config": {
+            "gptimg": {
+                "description": "Settings of airflow-provider-gptimg.",
+                "options": {
+                    "journal": {
+                        "description": (
+                            "Where tasks keep what they have submitted, so that no retry pays twice: "
+                            "``s3://bucket/prefix``, one small object an entry; ``auto``, the task state store on "
+                            "Airflow 3.3 and Airflow Variables on all others; ``none``, nowhere."
+                        ),
+                        "version_added": "0.2.0",
+                        "type": "string",
+                        "example": "s3://my-bucket/gptimg-journal",
+                        "default": "auto",
+                    },
+                    "journal_aws_conn_id": {
+                        "description": "AWS connection for ``journal = s3://…``.",
+                        "version_added": "0.2.0",
+                        "type": "string",
+                        "example": None,
+                        "default": "aws_default",
+                    },
+                },
+            }
+        },
         "task-decorators": [
             {"name": "gptimg", "class-name": "airflow_provider_gptimg.decorators.gptimg.gptimg_task"},
             {"name": "gptimg_batch", "class-name": "airflow_provider_gptimg.decorators.gptimg_batch.gptimg_batch_task"},

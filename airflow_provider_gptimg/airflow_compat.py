@@ -7,6 +7,7 @@ places are private: `tests/test_airflow_compat.py` names the versions on which e
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,8 @@ HAS_GALLERY = AIRFLOW >= (3, 1)
 """Airflow shows pages of plugins on runs and task instances."""
 HAS_TASK_STATE_STORE = AIRFLOW >= (3, 3)
 """The task's context has a state store; triggers can start and end tasks."""
+STATE_OUTLASTS_CLEARS = (3, 3) <= AIRFLOW < (3, 4)
+"""The task's state store is kept when a person clears the task: 3.4 empties it then."""
 
 _EXCEPTIONS = ("airflow.sdk.exceptions", "airflow.exceptions")
 _DECORATOR = ("airflow.sdk.bases.decorator", "airflow.decorators.base")
@@ -77,6 +80,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "DecoratedOperator": _DECORATOR,
     "NEVER_EXPIRE": ("airflow.sdk",),
     "PokeReturnValue": ("airflow.sdk", "airflow.sensors.base"),
+    "RuntimeTaskInstance": ("airflow.sdk.execution_time.task_runner", "airflow.models.taskinstance:TaskInstance"),
     "RetryDecision": ("airflow.sdk",),
     "RetryPolicy": ("airflow.sdk",),
     "TaskDecorator": ("airflow.sdk.bases.decorator", "airflow.decorators"),
@@ -128,6 +132,100 @@ async def get_async_connection(conn_id: str) -> Connection:
     from asgiref.sync import sync_to_async
 
     return await sync_to_async(BaseHook.get_connection)(conn_id)
+
+
+def is_run_by_airflow(ti: Any) -> bool:
+    """Return whether `ti` is the task instance that Airflow itself runs in this process, not one made by hand."""
+    from airflow_provider_gptimg.airflow_compat import RuntimeTaskInstance
+
+    return isinstance(ti, RuntimeTaskInstance)
+
+
+def once_ended_well(ti: Any, note: Callable[[], None]) -> None:
+    """Call `note` in this process when its task has ended well, which Airflow may have refused to record.
+
+    Not by a listener of a plugin: Airflow then refuses DAGs with `end_from_trigger=True`.
+    """
+    if AIRFLOW >= (3, 0):
+        # First of all: the author's own callbacks may take their time.
+        ti.task.on_success_callback = [lambda _context: note(), *(ti.task.on_success_callback or ())]
+        return
+    # Airflow 2 calls callbacks before it records the success, and listeners after it.
+    from airflow.listeners import hookimpl
+    from airflow.listeners.listener import get_listener_manager
+
+    class EndedWell:
+        @hookimpl
+        def on_task_instance_success(self, task_instance: Any) -> None:
+            if task_instance.key.primary == ti.key.primary:
+                get_listener_manager().pm.unregister(self)
+                note()
+
+    get_listener_manager().add_listener(EndedWell())
+
+
+def recorded_state(ti: Any) -> str | None:
+    """Return the state of a running task instance in Airflow's own records, e.g. `success`; None: it has none.
+
+    :raises Exception: It cannot be asked.
+    """
+    if AIRFLOW < (3, 0):
+        from airflow.models.taskinstance import TaskInstance
+        from airflow.utils.session import create_session
+
+        with create_session() as session:
+            of = TaskInstance
+            state = session.query(of.state).filter(
+                of.dag_id == ti.dag_id,
+                of.run_id == ti.run_id,
+                of.task_id == ti.task_id,
+                of.map_index == ti.map_index,
+            )
+            return state.scalar() and str(state.scalar())
+    mapped = ti.map_index is not None and ti.map_index >= 0
+    states = ti.get_task_states(dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id])
+    state = states.get(ti.run_id, {}).get(f"{ti.task_id}_{ti.map_index}" if mapped else ti.task_id)
+    return state and str(getattr(state, "value", state))
+
+
+def has_variables() -> bool:
+    """Return whether this process can read and write Airflow Variables: from 3.0 on, only one that runs a task can."""
+    if AIRFLOW < (3, 0):
+        return True
+    return hasattr(import_module("airflow.sdk.execution_time.task_runner"), "SUPERVISOR_COMMS")
+
+
+def read_variable(key: str) -> str | None:
+    """Return the value of an Airflow Variable; None: there is none.
+
+    `Variable.get` would ask all secrets backends first, and takes a failure to read for "there is none".
+
+    :raises Exception: It cannot be read.
+    """
+    if AIRFLOW < (3, 0):
+        from airflow.models.variable import Variable
+        from airflow.utils.session import create_session
+
+        with create_session() as session:
+            found = session.query(Variable).filter(Variable.key == key).one_or_none()
+            if found is None:
+                return None
+            if (value := found.get_val()) is None:
+                raise ValueError(f"The Variable {key} cannot be decrypted")
+            return str(value)
+    from airflow.sdk.exceptions import AirflowRuntimeError
+    from airflow.sdk.execution_time.comms import ErrorResponse, GetVariable
+    from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
+
+    try:
+        answer: Any = SUPERVISOR_COMMS.send(GetVariable(key=key))
+    except AirflowRuntimeError as error:
+        answer = error.error
+    if not isinstance(answer, ErrorResponse):
+        return answer.value  # type: ignore[no-any-return]
+    if str(getattr(answer.error, "value", answer.error)) == "VARIABLE_NOT_FOUND":
+        return None
+    raise AirflowRuntimeError(answer)
 
 
 def get_stats(in_triggerer: bool = False) -> Any:

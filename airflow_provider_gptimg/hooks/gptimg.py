@@ -143,16 +143,27 @@ class GptImgHook(BaseHook):
         submit: PreparedSubmit,
         max_attempts: int = MAX_ATTEMPTS,
         pause: Callable[[float], None] | None = None,
+        before_send: Callable[[], None] | None = None,
     ) -> ImageTask:
         """Send a prepared submit, and return the accepted image task.
 
         :param max_attempts: How often to send it while it certainly is not accepted.
         :param pause: Lets so many seconds pass between two of them; None: sleeps.
+        :param before_send: Called right before each time that it is sent; what it raises is raised.
         :raises GptImgError: As :meth:`submit`.
         """
         started = datetime.now(UTC)
+
+        def begin() -> None:
+            nonlocal started
+            if before_send is not None:
+                before_send()
+            started = datetime.now(UTC)
+
         try:
-            return self._converse(submit.call, secrets=submit.secrets, max_attempts=max_attempts, pause=pause)
+            return self._converse(
+                submit.call, secrets=submit.secrets, max_attempts=max_attempts, pause=pause, before_send=begin
+            )
         except GptImgSubmissionUnknownError as error:
             error.add_hint(
                 f"Whether it was accepted cannot be known: up to {submit.credits} credits may have "
@@ -302,9 +313,10 @@ class GptImgHook(BaseHook):
         secrets: tuple[str, ...] = (),
         max_attempts: int = MAX_ATTEMPTS,
         pause: Callable[[float], None] | None = None,
+        before_send: Callable[[], None] | None = None,
     ) -> ImageTask:
         try:
-            return self._drive(call, client, secrets, max_attempts, pause)
+            return self._drive(call, client, secrets, max_attempts, pause, before_send)
         except GptImgError as error:
             if error.http_status not in (401, 403):
                 raise
@@ -313,7 +325,7 @@ class GptImgHook(BaseHook):
             if fresh == self.settings:
                 raise
             self.settings = fresh
-            return self._drive(call, client, secrets, max_attempts, pause)
+            return self._drive(call, client, secrets, max_attempts, pause, before_send)
 
     def _drive(
         self,
@@ -322,10 +334,11 @@ class GptImgHook(BaseHook):
         secrets: tuple[str, ...],
         max_attempts: int,
         pause: Callable[[float], None] | None,
+        before_send: Callable[[], None] | None,
     ) -> ImageTask:
         if client is None:
             with sync_client(self.settings) as client:
-                return self._drive(call, client, secrets, max_attempts, pause)
+                return self._drive(call, client, secrets, max_attempts, pause, before_send)
         self.settings.refuse_key(call)
         conversation = converse(call, max_attempts=max_attempts)
         outcome: Answer | NoAnswer | None = None
@@ -337,6 +350,8 @@ class GptImgHook(BaseHook):
                     (pause or time.sleep)(step.seconds)
                     outcome = None
                 else:
+                    if before_send is not None:
+                        before_send()
                     outcome = exchange(client, self.settings, step, secrets)
                 step = conversation.send(outcome)
         except GptImgAuthError as error:

@@ -15,7 +15,7 @@ from airflow_provider_gptimg.verdicts import airflow_verdict, retry_policy_argum
 if TYPE_CHECKING:
     from airflow_provider_gptimg.airflow_compat import Context
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook
-    from airflow_provider_gptimg.submission import Accepted, Submission
+    from airflow_provider_gptimg.journal.submission import Accepted, Submission
 
 __all__ = ["GptImgGenerateOperator", "GptImgSubmitOperator"]
 
@@ -54,6 +54,8 @@ class GptImgSubmitOperator(BaseOperator):
     template_fields_renderers = {"extra_body": "json"}  # noqa: RUF012 - Airflow's way
     ui_color = "#f3e8ff"
     operator_extra_links = (ImagesLink(), FirstImageLink())
+    _submission: Submission | None = None
+    """Of this process, for :meth:`on_kill`."""
 
     def __init__(
         self,
@@ -88,14 +90,15 @@ class GptImgSubmitOperator(BaseOperator):
         :raises GptImgError: As the README's table of errors says.
         """
         submission, accepted = self._obtain(context)
-        submission.deliver()
+        submission.deliver(accepted.name, accepted.task.task_id)
         return accepted.task.task_id
 
     def on_kill(self) -> None:
-        """Say what a person who ends the task should know."""
-        from airflow_provider_gptimg.triggers.gptimg import PAID_FOR
-
-        self.log.warning(PAID_FOR)
+        """Send nothing more, and say what was sent and what is paid for."""
+        standing = "this process has sent nothing. What was sent before is paid for"
+        if self._submission is not None:
+            standing = self._submission.stop()
+        self.log.warning("The task is stopped: %s. Clear the Airflow task to take up what is paid for", standing)
 
     def _hook(self) -> GptImgHook:
         from airflow_provider_gptimg.hooks.gptimg import GptImgHook
@@ -108,7 +111,7 @@ class GptImgSubmitOperator(BaseOperator):
             check_max_credits,
             check_on_unknown_submission,
         )
-        from airflow_provider_gptimg.submission import Submission
+        from airflow_provider_gptimg.journal.submission import Submission
 
         hook = self._hook()
         with airflow_verdict():
@@ -123,7 +126,7 @@ class GptImgSubmitOperator(BaseOperator):
             on_unknown = check_on_unknown_submission(self.on_unknown_submission)
             on_unknown = on_unknown or hook.settings.on_unknown_submission or "fail"
             self._check_wait(hook)
-        submission = Submission(context, self.log)
+            self._submission = submission = Submission.of(context, self.log)
         with airflow_verdict(on_unknown):
             accepted = submission.obtain(hook, request, on_unknown, self.aws_conn_id)
         if ti := context.get("ti"):
@@ -173,7 +176,7 @@ class GptImgGenerateOperator(GptImgSubmitOperator):
         :raises GptImgError: As the README's table of errors says.
         """
         _, accepted = self._obtain(context)
-        return self._wait(context, accepted.task.task_id, accepted.submitted_at)
+        return self._wait(context, accepted.task.task_id, accepted.submitted_at, submission=accepted.name)
 
     def execute_complete(
         self,
@@ -183,6 +186,7 @@ class GptImgGenerateOperator(GptImgSubmitOperator):
         task_id: str | None = None,
         submitted_at: float | None = None,
         deadline: float | None = None,
+        submission: str | None = None,
     ) -> Any:
         """Return the finished task after the trigger has fired.
 
@@ -190,6 +194,7 @@ class GptImgGenerateOperator(GptImgSubmitOperator):
             event then says.
         :param submitted_at: Unix seconds; None: as the API says.
         :param deadline: Unix seconds; None: counted from submission.
+        :param submission: Its name in the journal; None: that is looked up.
         :raises GptImgError: As :meth:`execute`.
         """
         from airflow_provider_gptimg.waiting import read_event, read_task_id
@@ -197,7 +202,7 @@ class GptImgGenerateOperator(GptImgSubmitOperator):
         with airflow_verdict():
             timed_out = read_event(event) == "timeout"
         task_id = task_id or read_task_id(event)
-        return self._wait(context, task_id, submitted_at, time.time() if timed_out else deadline)
+        return self._wait(context, task_id, submitted_at, time.time() if timed_out else deadline, submission)
 
     def _check_wait(self, hook: GptImgHook) -> None:
         hook.settings.schedule(self.poll_interval, self.first_poll_after)
@@ -209,12 +214,13 @@ class GptImgGenerateOperator(GptImgSubmitOperator):
         task_id: str,
         submitted_at: float | None,
         deadline: float | None = None,
+        submission: str | None = None,
     ) -> Any:
-        from airflow_provider_gptimg.submission import Submission
+        from airflow_provider_gptimg.journal.submission import Submission
         from airflow_provider_gptimg.waiting import TaskWaiter
 
-        submission = Submission(context, self.log)
-        with airflow_verdict(), submission.known_task():
+        self._submission = self._submission or Submission.of(context, self.log)
+        with airflow_verdict(), self._submission.known_task(task_id):
             waiter = TaskWaiter(
                 self._hook(),
                 task_id,
@@ -233,9 +239,10 @@ class GptImgGenerateOperator(GptImgSubmitOperator):
                             "task_id": task_id,
                             "submitted_at": submitted_at,
                             "deadline": waiter.wait.deadline,
+                            "submission": submission,
                         },
                     )
                 waiter.hold()
             task = waiter.results()[0]
-        submission.deliver()
+        self._submission.deliver(submission, task_id)
         return task.as_dict()

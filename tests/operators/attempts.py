@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,8 @@ from pydantic import JsonValue, TypeAdapter
 
 from airflow_provider_gptimg.airflow_compat import AirflowFailException, BaseOperator
 from airflow_provider_gptimg.exceptions import GptImgError
+from airflow_provider_gptimg.journal.attempt import Attempt
+from airflow_provider_gptimg.journal.entries import Submitted
 from airflow_provider_gptimg.triggers.gptimg import GptImgTaskTrigger
 
 
@@ -46,11 +49,14 @@ class StateStore:
 class Instance:
     """One Airflow task instance; `attempt()` is one try at it, deferrals and all.
 
-    :param store: None stands for an Airflow before 3.3.
+    :param store: Its state store; None: there is none.
     """
+
+    dag_id, run_id, task_id, map_index = "pictures", "today", "paid", -1
 
     def __init__(self, store: StateStore | None = None) -> None:
         self.store = store
+        self.try_number = 0
         self.max_tries = 0
         self.xcoms: dict[str, Any] = {}
         self.deferrals: list[TaskDeferred] = []
@@ -65,6 +71,11 @@ class Instance:
             context["task_state_store"] = self.store
         return context
 
+    @property
+    def submissions(self) -> list[Submitted]:
+        """What the journal knows."""
+        return Attempt.of(self.context, logging.getLogger("airflow.task")).read()
+
     def xcom_push(self, key: str, value: Any) -> None:
         if self.killed_at_push:
             raise Killed
@@ -78,6 +89,7 @@ class Instance:
 
         :param while_deferred: Called when the operator has deferred and before its trigger runs.
         """
+        self.try_number += 1
         self.xcoms.clear()
         self.deferrals.clear()
         self.events.clear()
@@ -96,12 +108,14 @@ class Instance:
 
     def defer(self, operator: BaseOperator) -> TaskDeferred:
         """Execute, and return the deferral that this must end in."""
+        self.try_number += 1
         with pytest.raises(TaskDeferred) as caught:
             copy.copy(operator).execute(self.context)
         return caught.value
 
     def kill(self, operator: BaseOperator) -> None:
         """Execute, and end the worker when the submission is recorded and nothing has been delivered yet."""
+        self.try_number += 1
         self.killed_at_push = True
         with pytest.raises(Killed):
             copy.copy(operator).execute(self.context)

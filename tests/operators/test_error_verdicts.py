@@ -87,9 +87,9 @@ def test_a_submit_that_goes_wrong(emulator, instance, quick, hasty, log, operato
     posts = len(emulator.calls)
     if error_type is GptImgSubmissionUnknownError:
         assert posts == 1
-        assert instance.store.records
+        assert [known.is_unknown for known in instance.submissions] == [True]
     else:
-        assert instance.store.records == {}
+        assert not any(known.is_unknown for known in instance.submissions)
         assert posts == (5 if error_type in (GptImgRateLimitError, GptImgServerError) else 1)
 
 

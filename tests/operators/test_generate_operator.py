@@ -16,7 +16,6 @@ from airflow_provider_gptimg.exceptions import (
     GptImgTimeoutError,
 )
 from airflow_provider_gptimg.operators.gptimg import GptImgGenerateOperator
-from airflow_provider_gptimg.submission import RECORD_KEY
 
 
 def generate(**arguments) -> GptImgGenerateOperator:
@@ -94,7 +93,7 @@ def test_a_task_that_becomes_unknown_meanwhile_says_how_to_drop_the_record(emula
     emulator.fault("poll", 404, times=None)
     with fails_at_once(GptImgTaskNotFoundError) as caught:
         instance.attempt(generate(deferrable=deferrable))
-    assert RECORD_KEY in str(caught.value)
+    assert "delete the entries gptimg" in str(caught.value)
 
 
 class TestDeadline:
@@ -103,7 +102,7 @@ class TestDeadline:
         clock.stop()
 
     def submitted_at(self, instance) -> float:
-        return instance.store.records[RECORD_KEY]["submitted_at"]
+        return instance.submissions[0].at
 
     def test_counts_from_submission(self, emulator, instance):
         trigger = instance.defer(generate(deferrable=True, timeout=600)).trigger
@@ -133,7 +132,7 @@ class TestDeadline:
     def test_ends_the_wait(self, emulator, instance, deferrable):
         with may_be_retried(GptImgTimeoutError):
             instance.attempt(generate(deferrable=deferrable, timeout=0.1))
-        assert instance.store.records[RECORD_KEY]["task_id"] == emulator.tasks[0].task_id
+        assert instance.submissions[0].task_id == emulator.tasks[0].task_id
 
 
 class TestEvents:

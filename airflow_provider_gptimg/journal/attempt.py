@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One attempt among those that may be alive at once: it announces itself, reads, and looks before it sends.
+
+Airflow can start an attempt while an earlier one is frozen and thaws later. Each attempt but the first announces itself
+*before* it reads the journal, and each looks for a later announcement *after* its intent is written. So of two
+attempts one sees the other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_gptimg.airflow_compat import is_run_by_airflow, once_ended_well, recorded_state
+from airflow_provider_gptimg.exceptions import GptImgError
+from airflow_provider_gptimg.journal.entries import Submitted, read_first_release, unknown_of
+from airflow_provider_gptimg.journal.stores import Store, open_store
+
+if TYPE_CHECKING:
+    from airflow_provider_gptimg.airflow_compat import Context
+
+__all__ = ["FIRST_RELEASE_KEY", "Attempt", "NotSentError"]
+
+FIRST_RELEASE_KEY = "gptimg_submission"
+"""Where release 0.1 kept its record in the task state store."""
+
+_FRESH = 1.0
+"""Seconds that a look for later attempts holds: who takes longer from there to the POST was frozen, and looks again."""
+_LOOKS = 5
+_SLICE = 0.2
+"""Seconds after which a pause looks whether the task was stopped."""
+_ENDED = ("success", "failed", "up_for_retry")
+
+
+class NotSentError(GptImgError):
+    """This attempt may send nothing more: it was stopped, or a later one has begun."""
+
+
+class Attempt:
+    """What one attempt knows, and may do.
+
+    :param store: Of the task instance's journal.
+    :param number: The attempt's `try_number`.
+    :param max_tries: The task instance's `max_tries` now.
+    :param log: A logger.
+    :param ti: The task instance; None or one made by hand: what is delivered is noted at once.
+    :param state: The task state store that release 0.1 may have left a record in; None: there is none.
+    """
+
+    def __init__(
+        self, store: Store, number: int, max_tries: int, log: Any, *, ti: Any = None, state: Any = None
+    ) -> None:
+        self.store = store
+        self.number = number
+        self.max_tries = max_tries
+        self.is_stopped = False
+        self._log = log
+        self._ti = ti
+        self._state = state if store.lasts else None
+        self._looked = float("-inf")
+
+    @classmethod
+    def of(cls, context: Context, log: Any) -> Attempt:
+        """Return the attempt that `context` belongs to.
+
+        :raises GptImgRequestError: The setting `[gptimg] journal` is not understood.
+        """
+        ti: Any = context.get("ti")
+        number, max_tries = (getattr(ti, name, None) for name in ("try_number", "max_tries"))
+        return cls(
+            open_store(context),
+            number if isinstance(number, int) and number > 0 else 1,
+            max_tries if isinstance(max_tries, int) else 0,
+            log,
+            ti=ti,
+            state=context.get("task_state_store"),
+        )
+
+    def announce(self) -> None:
+        """Tell earlier attempts that may be alive still that this one has begun: one read and one write, mostly.
+
+        It speaks for those between, too, which may not have come to it, so that each attempt looks at one key only.
+        """
+        lowest = self.number
+        while lowest > 2 and self.store.get(_begun(lowest - 1)) is None:
+            lowest -= 1
+        # Upwards: where one announcement stands, all below it do.
+        for number in range(max(lowest, 2), self.number + 1):
+            self.store.put(_begun(number), {"begun": True})
+
+    def read(self) -> list[Submitted]:
+        """Return all submissions that the journal knows, in the order of their attempts and POSTs."""
+        names = self.store.list()
+
+        def entry(name: str) -> Any:
+            return self.store.get(name) if names is None or name in names else None
+
+        found = []
+        if self._state is not None and (record := self._state.get(FIRST_RELEASE_KEY)) is not None:
+            first = read_first_release(record)
+            end = Submitted.read(first.name, {}, {}, entry(f"{first.name}.end"))
+            delivered = first.delivered if end.delivered is None else end.delivered
+            found.append(replace(first, delivered=delivered, refunded=end.refunded))
+        for attempt in range(1, max([self.number, *map(_attempt_of, names or ())]) + 1):
+            for post in count(1):
+                name = f"{attempt}.{post}"
+                if (intent := entry(f"{name}.intent")) is None:
+                    break
+                outcome = entry(f"{name}.outcome")
+                submission = Submitted.read(name, intent, outcome)
+                if submission.task_id:
+                    submission = Submitted.read(name, intent, outcome, entry(f"{name}.end"))
+                found.append(submission)
+        return found
+
+    def intend(self, submission: Submitted) -> None:
+        """Write down that a submission is about to be sent, and look whether it still may be.
+
+        :raises NotSentError: It may not; that is written down, too.
+        """
+        if not self._put_intent(submission):
+            raise NotSentError("Another process of the same attempt has submitted: this one sends nothing")
+        self.look(submission)
+
+    def look(self, *submissions: Submitted) -> None:
+        """Look whether submissions may be sent now; if not, write down that they were not.
+
+        :raises NotSentError: They may not.
+        """
+        try:
+            self._look()
+        except BaseException:
+            self._note_not_sent(*submissions)
+            raise
+
+    def look_again(self, *submissions: Submitted) -> None:
+        """Do as :meth:`look`, unless the last look was less than a second ago.
+
+        :raises NotSentError: They may not be sent.
+        """
+        if self.is_stopped or abs(time.time() - self._looked) > _FRESH:
+            self.look(*submissions)
+
+    def settle(self, submission: Submitted, *, task_id: str | None = None, refused: str | None = None) -> Submitted:
+        """Write down the outcome of a submission, and return it with that."""
+        submission = replace(submission, task_id=task_id, refused=refused)
+        self.store.put(f"{submission.name}.outcome", submission.outcome())
+        return submission
+
+    def pause(self, seconds: float) -> None:
+        """Let time pass, unless the task is stopped meanwhile.
+
+        :raises NotSentError: It is.
+        """
+        until = time.time() + seconds
+        while (left := until - time.time()) > 0:
+            self._check_stop()
+            time.sleep(min(left, _SLICE))
+        self._check_stop()
+
+    def once_recorded(self, note: Callable[[], None]) -> None:
+        """Call `note` when Airflow has recorded this attempt's success; at once where `execute` is called by hand."""
+        if not is_run_by_airflow(self._ti):
+            note()
+            return
+
+        def note_if_recorded() -> None:
+            try:
+                # An attempt that was given up may end well, too, while a later one has the success.
+                if recorded_state(self._ti) == "success" and not self._is_replaced:
+                    note()
+            except Exception as error:
+                self._log.warning("The delivery is not noted, so a clear returns the same images: %s", error)
+
+        once_ended_well(self._ti, note_if_recorded)
+
+    def deliver(self, name: str) -> None:
+        """Have noted, once Airflow has recorded the success, that a later clear means "make new ones".
+
+        :param name: Of the submission whose images the task returns.
+        """
+        if self.store.lasts:
+            self.once_recorded(lambda: self._note_delivered(name))
+
+    def refund(self, submission: Submitted) -> Submitted:
+        """Write down that a submission's generation failed, which costs nothing, and return it with that."""
+        self.store.put(f"{submission.name}.end", {"refunded": True})
+        return replace(submission, refunded=True)
+
+    def _note_delivered(self, name: str) -> None:
+        self.store.put(f"{name}.end", {"delivered": self.max_tries})
+        if self.store.forgets:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Delete all that a clear must not find again; keep what is paid for and was not delivered, or is unknown."""
+        submissions = self.read()
+        unused = [each for each in submissions if each.task_id and each.delivered is None and not each.refunded]
+        kept = {each.attempt for each in unknown_of(submissions) + unused}
+        for known in reversed([each for each in submissions if each.attempt not in kept]):
+            for what in ("intent", "outcome", "end"):  # without an intent, nothing else of a submission counts
+                self.store.delete(f"{known.name}.{what}")
+        for number in range(2, self.number + 1):
+            self.store.delete(_begun(number))
+
+    def _put_intent(self, submission: Submitted) -> bool:
+        try:
+            return self.store.put(f"{submission.name}.intent", submission.intent())
+        except BaseException:
+            # The write may be executed yet.
+            self._note_not_sent(submission)
+            raise
+
+    def _note_not_sent(self, *submissions: Submitted) -> None:
+        for submission in submissions:
+            with suppress(Exception):
+                self.settle(submission, refused="not sent")
+
+    @property
+    def _is_replaced(self) -> bool:
+        return self.store.get(_begun(self.number + 1)) is not None
+
+    def _look(self) -> None:
+        for _ in range(_LOOKS):
+            self._check_stop()
+            began = time.time()
+            if self._is_replaced:
+                raise NotSentError(f"Attempt {self.number + 1} of this task has begun: this one sends nothing more")
+            if self.store.forgets and (state := self._state_in_airflow) in _ENDED:
+                raise NotSentError(f"Airflow has this task as {state}: this attempt sends nothing more")
+            if abs(time.time() - began) <= _FRESH:
+                self._looked = began
+                self._check_stop()
+                return
+        raise NotSentError(f"The journal took more than {_FRESH:.0f} s to answer, {_LOOKS} times: nothing was sent")
+
+    @property
+    def _state_in_airflow(self) -> str | None:
+        if not is_run_by_airflow(self._ti):
+            return None
+        with suppress(Exception):  # not every Airflow can be asked
+            return recorded_state(self._ti)
+        return None
+
+    def _check_stop(self) -> None:
+        if self.is_stopped:
+            raise NotSentError("The task was stopped: nothing more is sent")
+
+
+def _begun(number: int) -> str:
+    return f"{number}.begun"
+
+
+def _attempt_of(name: str) -> int:
+    number = name.partition(".")[0]
+    return int(number) if number.isdecimal() else 0

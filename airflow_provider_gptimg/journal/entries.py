@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a journal says of each POST, and what an attempt does about it: a table, without I/O.
+
+Each POST has an *intent*, written before it, and an *outcome*, written after it: accepted or certainly refused. An
+intent without an outcome is an unknown submission.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Any
+
+__all__ = ["Decision", "Plan", "Submitted", "decide", "read_first_release", "unknown_of"]
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """One POST, as far as the journal knows it.
+
+    :param name: Number of the attempt and of its POST, e.g. `2.1`.
+    :param fingerprint: Of the request and the connection's id; empty where it cannot be read.
+    :param credits: What it costs when accepted.
+    :param at: When it was sent, in Unix seconds.
+    :param max_tries: The task instance's `max_tries` then. Airflow raises it when a person clears the task, and leaves
+        it alone over automatic retries.
+    :param passes_over: Names of unknown submissions that `resubmit` let it replace.
+    :param task_id: Of its image task; None: it was not accepted, or nobody knows.
+    :param refused: Why it certainly was not accepted, or was not sent.
+    :param delivered: `max_tries` of the success that returned it; None: there is none.
+    :param refunded: Its generation failed.
+    """
+
+    name: str
+    fingerprint: str
+    credits: int
+    at: float
+    max_tries: int
+    passes_over: tuple[str, ...] = ()
+    task_id: str | None = None
+    refused: str | None = None
+    delivered: int | None = None
+    refunded: bool = False
+
+    @property
+    def attempt(self) -> int:
+        """Number of the attempt that sent it; 0 where release 0.1 wrote it down."""
+        return int(self.name.partition(".")[0])
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether nobody knows what came of it."""
+        return self.task_id is None and self.refused is None
+
+    @property
+    def sent(self) -> str:
+        """When it was sent, for people."""
+        return f"{datetime.fromtimestamp(self.at, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+    def intent(self) -> dict[str, Any]:
+        """Return what is written before the POST."""
+        fact = {"fingerprint": self.fingerprint, "credits": self.credits, "at": self.at, "max_tries": self.max_tries}
+        return fact | ({"passes_over": list(self.passes_over)} if self.passes_over else {})
+
+    def outcome(self) -> dict[str, Any]:
+        """Return what is written after it."""
+        return {"task_id": self.task_id} if self.task_id else {"refused": self.refused}
+
+    @classmethod
+    def read(cls, name: str, intent: Any, outcome: Any = None, end: Any = None) -> Submitted:
+        """Return what the entries of a POST say; what cannot be read counts as an unknown submission.
+
+        :param end: What became of its image task: delivered or refunded.
+        """
+        intent, outcome, end = (fact if isinstance(fact, Mapping) else {} for fact in (intent, outcome, end))
+        fingerprint, task_id, refused = intent.get("fingerprint"), outcome.get("task_id"), outcome.get("refused")
+        passed_over, delivered = intent.get("passes_over"), end.get("delivered")
+        readable = isinstance(fingerprint, str)
+        return cls(
+            name=name,
+            fingerprint=fingerprint if isinstance(fingerprint, str) else "",
+            credits=_number(intent.get("credits")),
+            at=float(_number(intent.get("at"))),
+            max_tries=int(_number(intent.get("max_tries"))),
+            passes_over=tuple(map(str, passed_over)) if isinstance(passed_over, list) else (),
+            task_id=task_id if readable and isinstance(task_id, str) and task_id else None,
+            refused=refused if isinstance(refused, str) else None,
+            delivered=delivered if isinstance(delivered, int) else None,
+            refunded=end.get("refunded") is True,
+        )
+
+
+def read_first_release(record: Any) -> Submitted:
+    """Return the submission that a record of release 0.1 stands for."""
+    fact = record if isinstance(record, Mapping) else {}
+    intent = {**fact, "at": fact.get("submitted_at")}
+    return Submitted.read("0.1", intent, fact, {"delivered": fact.get("delivered_max_tries")})
+
+
+def _number(value: Any) -> Any:
+    return value if isinstance(value, (int, float)) and 0 <= value < 1e11 else 0
+
+
+class Decision(Enum):
+    """What an attempt does, in the words of its log."""
+
+    SUBMIT = "There is no earlier submission: submitting"
+    SUBMIT_CHANGED = "The request was changed since the earlier submission: submitting again, which costs credits again"
+    SUBMIT_CLEARED = "The earlier images were delivered and the task was cleared since: submitting again"
+    SUBMIT_UNKNOWN = "The outcome of an earlier submission is unknown: submitting again, as on_unknown_submission says"
+    TAKE_UP = "Taking up the image task of an earlier submission, which is paid for: no new submission"
+    STOP = "The outcome of an earlier submission is unknown: a person has to decide"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A decision, and the submissions that it rests on.
+
+    :param paid: Those to take up, the latest first.
+    :param unknown: Those of which nobody knows the outcome.
+    :param accepted: All that were accepted and not refunded, the latest first.
+    """
+
+    decision: Decision
+    paid: Sequence[Submitted] = field(default=())
+    unknown: Sequence[Submitted] = field(default=())
+    accepted: Sequence[Submitted] = field(default=())
+
+
+def unknown_of(submissions: Iterable[Submitted]) -> list[Submitted]:
+    """Return those of which nobody knows the outcome, and that no later accepted one has replaced on purpose."""
+    submissions = list(submissions)
+    replaced = {name for known in submissions if known.task_id for name in known.passes_over}
+    return [known for known in submissions if known.is_unknown and known.name not in replaced]
+
+
+def decide(submissions: Iterable[Submitted], fingerprint: str, max_tries: int, on_unknown: str) -> Plan:
+    """Return what an attempt does.
+
+    :param submissions: In the order of their attempts and POSTs.
+    :param fingerprint: Of the request as it is now.
+    :param max_tries: The task instance's `max_tries` now.
+    :param on_unknown: `fail` or `resubmit`.
+    """
+    submissions = list(submissions)
+    accepted = [known for known in reversed(submissions) if known.task_id and not known.refunded]
+    unknown = unknown_of(submissions)
+
+    def is_paid(known: Submitted) -> bool:
+        was_cleared = known.delivered is not None and max_tries > known.delivered
+        return known.fingerprint == fingerprint and not was_cleared
+
+    if paid := [known for known in accepted if is_paid(known)]:
+        return Plan(Decision.TAKE_UP, paid, unknown, accepted)
+    if unknown:
+        decision = Decision.SUBMIT_UNKNOWN if on_unknown == "resubmit" else Decision.STOP
+    elif not accepted:
+        decision = Decision.SUBMIT
+    elif accepted[0].fingerprint == fingerprint:
+        decision = Decision.SUBMIT_CLEARED
+    else:
+        decision = Decision.SUBMIT_CHANGED
+    return Plan(decision, (), unknown, accepted)

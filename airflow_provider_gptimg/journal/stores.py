@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a journal lives: S3 objects, Airflow's task state store, Airflow Variables, or nowhere.
+
+Each entry has a key of its own and is written once, so a write that Airflow executes late or twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_gptimg.airflow_compat import (
+    STATE_OUTLASTS_CLEARS,
+    conf,
+    has_variables,
+    read_variable,
+)
+from airflow_provider_gptimg.exceptions import GptImgError, GptImgRequestError
+
+if TYPE_CHECKING:
+    from airflow_provider_gptimg.airflow_compat import Context
+
+__all__ = ["MemoryStore", "S3Store", "StateStore", "Store", "VariableStore", "open_store"]
+
+_PREFIX = "gptimg:"
+
+
+class Store(ABC):
+    """Where the journal of one task instance lives: JSON objects by name.
+
+    A store that cannot be read or written raises an error that Airflow may retry; it never says "there is none".
+    """
+
+    lasts = True
+    """Whether it outlives the attempt."""
+    forgets = False
+    """Whether what was delivered is deleted."""
+    way_to_drop = "delete the journal"
+    """How a person makes the provider forget all that it knows of the task instance."""
+
+    @abstractmethod
+    def get(self, name: str) -> Any:
+        """Return an entry; None: there is none."""
+
+    @abstractmethod
+    def put(self, name: str, entry: dict[str, Any]) -> bool:
+        """Write an entry once; return whether it is there now, and not another one in its place."""
+
+    def list(self) -> set[str] | None:
+        """Return the names of all entries; None: this store has no list, so ask for each."""
+        return None
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Delete an entry, if it is there."""
+
+
+class MemoryStore(Store):
+    """Keeps the journal within one attempt only."""
+
+    lasts = False
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Any] = {}
+
+    def get(self, name: str) -> Any:
+        """Return an entry; None: there is none."""
+        return self._entries.get(name)
+
+    def put(self, name: str, entry: dict[str, Any]) -> bool:
+        """Write an entry once."""
+        return bool(self._entries.setdefault(name, entry) == entry)
+
+    def delete(self, name: str) -> None:
+        """Delete an entry, if it is there."""
+        self._entries.pop(name, None)
+
+
+class StateStore(Store):
+    """The task instance's state store (Airflow 3.3), which has no list and no condition.
+
+    :param state: `context["task_state_store"]`.
+    """
+
+    way_to_drop = (
+        "delete the entries gptimg… of the task instance's state (in Airflow's UI under Storage, or by its REST "
+        "API: …/taskInstances/TASK_ID/state-store)"
+    )
+
+    def __init__(self, state: Any) -> None:
+        self._state = state
+        self._own: str | None = None
+
+    def get(self, name: str) -> Any:
+        """Return an entry; None: there is none."""
+        with _told("read", self):
+            entry = self._state.get(_PREFIX + name)
+            # Airflow says "there is none" as well when a retry has replaced this attempt.
+            if entry is None and self._own and self._state.get(self._own) is None:
+                raise GptImgError("Airflow knows this attempt no longer: a later one has replaced it")
+        return entry
+
+    def put(self, name: str, entry: dict[str, Any]) -> bool:
+        """Write an entry once."""
+        from airflow_provider_gptimg.airflow_compat import NEVER_EXPIRE
+
+        with _told("written", self):
+            # Kept as long as its DAG run: an expired entry would let a retry pay again.
+            self._state.set(_PREFIX + name, entry, retention=NEVER_EXPIRE)
+        self._own = _PREFIX + name
+        return True
+
+    def delete(self, name: str) -> None:
+        """Delete an entry, if it is there."""
+        with _told("written", self):
+            self._state.delete(_PREFIX + name)
+        if self._own == _PREFIX + name:
+            self._own = None
+
+
+class VariableStore(Store):
+    """Airflow Variables, deleted once their images are delivered.
+
+    :param owner: Of the task instance, hashed.
+    :param description: Of each Variable, for people.
+    """
+
+    forgets = True
+
+    def __init__(self, owner: str, description: str) -> None:
+        self._prefix = f"{_PREFIX}{owner}:"
+        self._description = description
+        self.way_to_drop = f"delete the Variables {self._prefix}… (in Airflow's UI under Admin)"
+
+    def get(self, name: str) -> Any:
+        """Return an entry; None: there is none."""
+        with _told("read", self):
+            text = read_variable(self._prefix + name)
+        if text is None:
+            return None
+        try:
+            return json.loads(text)
+        except ValueError:
+            return {}  # something was written, and nobody can tell what
+
+    def put(self, name: str, entry: dict[str, Any]) -> bool:
+        """Write an entry once."""
+        from airflow_provider_gptimg.airflow_compat import Variable
+
+        with _told("written", self):
+            Variable.set(self._prefix + name, json.dumps(entry), description=self._description)
+        return True
+
+    def delete(self, name: str) -> None:
+        """Delete an entry, if it is there."""
+        from airflow_provider_gptimg.airflow_compat import Variable
+
+        with _told("written", self):
+            if read_variable(self._prefix + name) is not None:
+                Variable.delete(self._prefix + name)
+
+
+class S3Store(Store):
+    """Small objects in S3, which attempts cannot overwrite.
+
+    :param prefix: Of the task instance's objects, with a slash at its end.
+    :param aws_conn_id: AWS connection.
+    """
+
+    def __init__(self, bucket: str, prefix: str, aws_conn_id: str | None) -> None:
+        self._bucket = bucket
+        self._prefix = prefix
+        self._aws_conn_id = aws_conn_id
+        self._client: Any = None
+        self.way_to_drop = f"delete the objects s3://{bucket}/{prefix}…"
+
+    def get(self, name: str) -> Any:
+        """Return an entry; None: there is none."""
+        with _told("read", self):
+            try:
+                text = self._s3.get_object(Bucket=self._bucket, Key=self._key(name))["Body"].read()
+            except self._s3.exceptions.ClientError as error:
+                if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
+                    return None
+                raise
+        try:
+            return json.loads(text)
+        except ValueError:
+            return {}  # something was written, and nobody can tell what
+
+    def put(self, name: str, entry: dict[str, Any]) -> bool:
+        """Write an entry once; return whether it is there now, and not another one in its place."""
+        text = json.dumps(entry)
+        item = {"Bucket": self._bucket, "Key": self._key(name), "Body": text, "ContentType": "application/json"}
+        with _told("written", self):
+            try:
+                self._s3.put_object(**item, IfNoneMatch="*")
+                return True
+            except self._s3.exceptions.ClientError as error:
+                status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+                if status == 501:  # the store knows no conditions
+                    self._s3.put_object(**item)
+                    return True
+                if status not in (409, 412):
+                    raise
+        return bool(self.get(name) == json.loads(text))  # it may be this very write, repeated
+
+    def list(self) -> set[str]:
+        """Return the names of all entries."""
+        with _told("listed", self):
+            pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix)
+            keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
+        return {key.removeprefix(self._prefix).removesuffix(".json") for key in keys}
+
+    def delete(self, name: str) -> None:
+        """Delete an entry, if it is there."""
+        with _told("written", self):
+            self._s3.delete_object(Bucket=self._bucket, Key=self._key(name))
+
+    def _key(self, name: str) -> str:
+        return f"{self._prefix}{name}.json"
+
+    @property
+    def _s3(self) -> Any:
+        if self._client is None:
+            from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+
+            self._client = S3Hook(aws_conn_id=self._aws_conn_id).get_conn()
+        return self._client
+
+
+@contextmanager
+def _told(what: str, store: Store) -> Iterator[None]:
+    """Say of an error that it was the journal's, and let Airflow retry it: what cannot be read is not "nothing"."""
+    try:
+        yield
+    except GptImgError:
+        raise
+    except Exception as error:
+        raise GptImgError(
+            f"The journal of what was paid for cannot be {what} ({type(store).__name__}): {error}"
+        ) from error
+
+
+def open_store(context: Context) -> Store:
+    """Return the store that `[gptimg] journal` says, for the task instance of `context`.
+
+    :raises GptImgRequestError: The setting is not understood.
+    """
+    setting = str(conf.get("gptimg", "journal", fallback="auto")).strip() or "auto"
+    ti: Any = context.get("ti")
+    identity = [getattr(ti, name, None) for name in ("dag_id", "run_id", "task_id")]
+    map_index = getattr(ti, "map_index", -1)
+    map_index = map_index if isinstance(map_index, int) else -1
+    is_known = all(isinstance(part, str) for part in identity)
+    owner = hashlib.sha256("\0".join([*map(str, identity), str(map_index)]).encode()).hexdigest()[:40]
+    if setting.startswith("s3://"):
+        bucket, _, prefix = setting.removeprefix("s3://").partition("/")
+        if not bucket:
+            raise _not_understood(setting)
+        folder = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        aws_conn_id = conf.get("gptimg", "journal_aws_conn_id", fallback="aws_default") or None
+        return S3Store(bucket, f"{folder}{owner}/", aws_conn_id) if is_known else MemoryStore()
+    if setting == "none":
+        return MemoryStore()
+    if setting != "auto":
+        raise _not_understood(setting)
+    if STATE_OUTLASTS_CLEARS:
+        state = context.get("task_state_store")
+        return MemoryStore() if state is None else StateStore(state)
+    if is_known and has_variables():
+        place = ", ".join(f"{name} {part}" for name, part in zip(("DAG", "run", "task"), identity, strict=True))
+        mapped = f" [{map_index}]" if map_index >= 0 else ""
+        description = f"What {place}{mapped} has submitted to the gpt-image-2 API; deleted once it is delivered"
+        return VariableStore(owner, description)
+    return MemoryStore()
+
+
+def _not_understood(setting: str) -> GptImgRequestError:
+    return GptImgRequestError(
+        f"[gptimg] journal = {setting!r} in Airflow's configuration is not understood: use 'auto', 'none', or "
+        "'s3://bucket/prefix'"
+    )

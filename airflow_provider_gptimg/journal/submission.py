@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One request of one task instance, submitted once however often the task is repeated."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_gptimg.api.requests import ImageRequest
+from airflow_provider_gptimg.api.tasks import FAILED, ImageTask
+from airflow_provider_gptimg.exceptions import (
+    GptImgError,
+    GptImgSubmissionUnknownError,
+    GptImgTaskNotFoundError,
+    GptImgTimeoutError,
+)
+from airflow_provider_gptimg.journal.attempt import Attempt, NotSentError
+from airflow_provider_gptimg.journal.entries import Decision, Plan, Submitted, decide
+from airflow_provider_gptimg.polling import may_have_ended
+from airflow_provider_gptimg.telemetry import count, span
+
+if TYPE_CHECKING:
+    from airflow_provider_gptimg.airflow_compat import Context
+    from airflow_provider_gptimg.hooks.gptimg import GptImgHook
+
+__all__ = ["Accepted", "Submission", "unknown_submission"]
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """An image task that is paid for.
+
+    :param task: As the API described it last.
+    :param submitted_at: Unix seconds.
+    :param charged: Credits that this attempt spent: none for a task taken up again.
+    :param name: Of the submission in the journal.
+    """
+
+    task: ImageTask
+    submitted_at: float
+    charged: int
+    name: str
+
+
+class Submission:
+    """One request of one task instance, submitted once however often the task is repeated.
+
+    :param attempt: This attempt.
+    :param log: A logger.
+    """
+
+    def __init__(self, attempt: Attempt, log: Any) -> None:
+        self._attempt = attempt
+        self._log = log
+        self._open: Submitted | None = None
+        self._standing = "nothing was sent, and nothing is paid for"
+
+    @classmethod
+    def of(cls, context: Context, log: Any) -> Submission:
+        """Return the submission of the task instance that `context` belongs to.
+
+        :raises GptImgRequestError: The setting `[gptimg] journal` is not understood.
+        """
+        return cls(Attempt.of(context, log), log)
+
+    def obtain(self, hook: GptImgHook, request: ImageRequest, on_unknown: str, aws_conn_id: str | None) -> Accepted:
+        """Return the image task of this request: the one that is paid for already, or else a new one.
+
+        :param on_unknown: `fail` or `resubmit`: what to do if an earlier attempt's outcome is unknown.
+        :param aws_conn_id: AWS connection that presigns `s3://` references.
+        :raises GptImgSubmissionUnknownError: Credits may have been charged for a task that nobody knows.
+        :raises GptImgError: As :meth:`GptImgHook.submit`; or the journal cannot be read or written.
+        """
+        fingerprint = request.fingerprint(hook.gptimg_conn_id)
+        if not self._attempt.store.lasts:
+            self._log.warning(
+                "Nothing outlasts this attempt of what it submits (no journal, see [gptimg] journal): if it dies, the "
+                "next one submits and pays again"
+            )
+        self._attempt.announce()
+        known = self._attempt.read()
+        while True:
+            plan = decide(known, fingerprint, self._attempt.max_tries, on_unknown)
+            self._tell(plan)
+            if plan.decision is Decision.STOP:
+                count("submissions", outcome="unknown")
+                raise unknown_submission(plan.unknown, self._attempt.store.way_to_drop)
+            if plan.decision is not Decision.TAKE_UP:
+                return self._submit(hook, request, fingerprint, known, plan, on_unknown, aws_conn_id)
+            paid = plan.paid[0]
+            task = self._take_up(hook, paid)
+            if task.status != FAILED:
+                self._standing = f"image task {task.task_id} is paid for"
+                return Accepted(task, paid.at, charged=0, name=paid.name)
+            self._log.info("Image task %s failed (%s) and was refunded", task.task_id, task.error)
+            known[known.index(paid)] = self._attempt.refund(paid)
+
+    def stop(self) -> str:
+        """Begin no POST from now on; return what was sent and what is paid for, for the log of a stopped task."""
+        self._attempt.is_stopped = True
+        return self._standing
+
+    def deliver(self, name: str | None, task_id: str) -> None:
+        """Have noted, once Airflow has recorded the success, that from then on a clear means "make new ones".
+
+        :param name: Of the submission; None, as a release 0.1 that deferred: look for that of `task_id`.
+        """
+        if name is None:
+            known = [each.name for each in self._attempt.read() if each.task_id == task_id]
+            name = known[-1] if known else None
+        if name is not None:
+            self._attempt.deliver(name)
+
+    @contextmanager
+    def known_task(self, task_id: str | None = None) -> Iterator[None]:
+        """If the API no longer knows the task, or it may have ended, add to the error how to drop the journal.
+
+        :param task_id: Of the image task that is being waited for.
+        """
+        if task_id is not None:
+            self._standing = f"image task {task_id} is paid for"
+        try:
+            yield
+        except (GptImgTaskNotFoundError, GptImgTimeoutError) as error:
+            is_lost = isinstance(error, GptImgTaskNotFoundError) or may_have_ended(error.last_status)
+            if is_lost and self._attempt.store.lasts:
+                error.add_hint(
+                    "It was submitted by this task, with another user's key perhaps. To submit again, "
+                    f"{self._attempt.store.way_to_drop} and clear the task"
+                )
+            raise
+
+    def _tell(self, plan: Plan) -> None:
+        if plan.decision is Decision.STOP:
+            return
+        self._log.info(plan.decision.value)
+        if plan.decision is Decision.TAKE_UP:
+            for lost in plan.unknown:
+                self._log.warning(
+                    "Another submission, of %s at %s, has no known outcome: up to %d credits may have been charged for "
+                    "it as well",
+                    _attempt_named(lost),
+                    lost.sent,
+                    lost.credits,
+                )
+        elif plan.accepted:
+            self._log.info("The earlier image task is %s", plan.accepted[0].task_id)
+
+    def _take_up(self, hook: GptImgHook, paid: Submitted) -> ImageTask:
+        assert paid.task_id is not None  # noqa: S101 - as decided
+        with self.known_task(paid.task_id):
+            return hook.get_task(paid.task_id)
+
+    def _submit(
+        self,
+        hook: GptImgHook,
+        request: ImageRequest,
+        fingerprint: str,
+        known: Sequence[Submitted],
+        plan: Plan,
+        on_unknown: str,
+        aws_conn_id: str | None,
+    ) -> Accepted:
+        prepared = hook.prepare_submit(request, aws_conn_id)
+        attempt = self._attempt
+        # The same attempt may have submitted before, where Airflow has begun it twice.
+        posts = sum(each.attempt == attempt.number for each in known)
+
+        def before_send() -> None:
+            nonlocal posts
+            self._refused("refused")
+            posts += 1
+            submission = Submitted(
+                f"{attempt.number}.{posts}",
+                fingerprint,
+                request.credits,
+                time.time(),
+                attempt.max_tries,
+                tuple(lost.name for lost in plan.unknown),
+            )
+            attempt.intend(submission)
+            self._open = submission
+            self._standing = (
+                f"a submit of {request.credits} credits is under way, and if it is accepted, a line below names its "
+                "image task, which is paid for then"
+            )
+
+        def pause(seconds: float) -> None:
+            self._refused("refused, to be sent again after a pause")
+            attempt.pause(seconds)
+
+        try:
+            with span("submit", credits=request.credits):
+                task = hook.submit_prepared(prepared, pause=pause, before_send=before_send)
+        except NotSentError as error:
+            self._log.warning("%s", error)
+            raise
+        except GptImgSubmissionUnknownError as error:
+            count("submissions", outcome="unknown")
+            way_on = _ways_on(attempt.store.way_to_drop)
+            error.add_hint("The next attempt submits again" if on_unknown == "resubmit" else way_on)
+            raise
+        except GptImgError as error:
+            count("submissions", outcome="refused")
+            self._refused(error.code or type(error).__name__)
+            raise
+        assert self._open is not None  # noqa: S101 - it was sent
+        submission, self._open = self._open, None
+        # Logged first: if the next line fails, this one tells a person what was paid for.
+        self._log.info("Submitted image task %s: %d credits", task.task_id, request.credits)
+        self._standing = f"image task {task.task_id} is paid for ({request.credits} credits)"
+        attempt.settle(submission, task_id=task.task_id)
+        count("submissions", outcome="accepted")
+        count("credits", request.credits, outcome="charged")
+        return Accepted(task, submission.at, charged=request.credits, name=submission.name)
+
+    def _refused(self, why: str) -> None:
+        if self._open is not None:
+            submission, self._open = self._open, None
+            self._standing = "the API has refused what was sent, so nothing is paid for"
+            self._attempt.settle(submission, refused=why)
+
+
+def unknown_submission(unknown: Sequence[Submitted], way_to_drop: str) -> GptImgSubmissionUnknownError:
+    """Return the error for submissions whose outcome is unknown; it names the first, and how to go on.
+
+    :param way_to_drop: How a person makes the provider forget them.
+    """
+    lost = unknown[0]
+    who, credits = _attempt_named(lost), sum(each.credits for each in unknown)
+    return GptImgSubmissionUnknownError(
+        f"{who[0].upper()}{who[1:]} sent a submit at {lost.sent} and left no outcome: up to {credits} credits may have "
+        f"been charged. Look in the log of {who} for 'Submitted image task': that line names the image task, which is "
+        "paid for. If that attempt still runs and notes its outcome, clearing the task takes the images up. "
+        f"{_ways_on(way_to_drop)}"
+    )
+
+
+def _attempt_named(submission: Submitted) -> str:
+    return f"attempt {submission.attempt}" if submission.attempt else "an earlier attempt"
+
+
+def _ways_on(way_to_drop: str) -> str:
+    return (
+        "To go on, look into the vendor's transaction log, and if nothing was charged, or the images may be paid for "
+        "again: either set on_unknown_submission='resubmit' on the task or in the connection's extra and clear the "
+        f"task, or {way_to_drop} and clear the task"
+    )
