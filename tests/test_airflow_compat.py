@@ -64,6 +64,7 @@ PRIVATE = {
     "airflow.sdk.bases.decorator": "3.0 to 3.4; determine_kwargs 3.2 to 3.4",
     "airflow.sdk.configuration": "3.2",
     "airflow.sdk.definitions.context": "3.1 to 3.4",
+    "airflow.sdk.execution_time.task_runner": "3.0 to 3.4",
     "airflow.sdk.execution_time.xcom": "3.0 to 3.4",
     "airflow.sdk.lineage": "3.2 to 3.4",
     "airflow.sdk.log": "3.0 to 3.4",
