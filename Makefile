@@ -3,13 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-COMPAT := 2.11 3.0 3.1
 # Trust the machine's certificate store, as pip and curl do: uv alone would not.
 export UV_SYSTEM_CERTS := 1
 # Compiled once at installation; else each of Airflow's processes compiles all of it anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test system browser chaos cluster soak compat bench check types dist sbom docs lock clean help
+.PHONY: setup demo test system browser chaos cluster soak matrix bench check types dist sbom docs lock clean help
 
 help:
 	@echo "make demo    run an example DAG on a throw-away Airflow with a stand-in API and S3"
@@ -19,14 +18,14 @@ help:
 	@echo "make chaos   minutes of random kills"
 	@echo "make cluster hundreds of images on an Airflow cluster whose parts fail in turn (a root installs PostgreSQL and Redis)"
 	@echo "make soak    steady load on that cluster: memory, sockets and files stay flat (MINUTES=30)"
-	@echo "make compat  one DAG of all classes on older Airflows, and the gallery on 3.1"
+	@echo "make matrix  the tests on every supported Airflow (SHORT=1: a few on three; NAMES=3.0-lowest: one)"
 	@echo "make bench   what a wait, a mirrored image and a batch cost, beside official providers and by hand"
 	@echo "make check   lint, format and types"
 	@echo "make types   how completely the public names are typed"
 	@echo "make dist    the wheel and the source distribution, into dist/"
 	@echo "make sbom    the wheel's dependencies as a CycloneDX document, into dist/"
 	@echo "make docs    the documentation, into site/"
-	@echo "make lock    resolve requirements.lock anew"
+	@echo "make lock    resolve requirements.lock and the locks of the matrix again"
 
 setup: $(READY)
 
@@ -43,7 +42,7 @@ demo: $(READY)
 	$(BIN)/python -m airflow_provider_gptimg.sandbox $(if $(KEEP),--keep)
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not (system or chaos)" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not (system or chaos or registry)" $(PYTEST_ARGS)
 
 system: $(READY)
 	$(BIN)/python -m pytest -m system $(PYTEST_ARGS)
@@ -77,16 +76,9 @@ soak: .venv-cluster
 		-r tests/cluster/requirements.lock
 	$(BIN)/uv pip install --quiet --python .venv-cluster/bin/python --no-deps --no-build-isolation --editable .
 
-compat: $(READY) $(COMPAT:%=compat-%)
-
-compat-%: $(READY)
-	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-$*
-	$(BIN)/uv pip install --quiet --python .venv-$*/bin/python --require-hashes --compile-bytecode \
-		-r tests/compat/airflow-$*.lock
-	$(BIN)/uv pip install --quiet --python .venv-$*/bin/python --no-deps --no-build-isolation --editable .
-	.venv-$*/bin/python -m pytest tests/compat $(GALLERY_TESTS)
-
-compat-3.1: GALLERY_TESTS := tests/gallery
+matrix: $(READY)
+	$(BIN)/python -m pytest -m registry tests/compat
+	$(BIN)/python tests/compat/matrix.py run $(if $(SHORT),--short) $(NAMES)
 
 bench: $(READY)
 	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-bench
@@ -131,6 +123,7 @@ lock: $(READY)
 		--constraint - --universal --python-version 3.11 --upgrade --generate-hashes --quiet \
 		--no-emit-index-url --no-emit-package airflow-provider-gptimg --no-annotate --no-header \
 		--output-file requirements.lock
+	$(BIN)/python tests/compat/matrix.py lock
 
 clean:
 	rm -rf .venv .venv-* build dist site .pytest_cache .mypy_cache .ruff_cache gptimg-out

@@ -91,7 +91,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "conf": ("airflow.sdk", "airflow.sdk.configuration", "airflow.configuration"),
     "context_merge": ("airflow.sdk.definitions.context", "airflow.utils.context"),
     "determine_kwargs": ("airflow.sdk.bases.decorator", "airflow.utils.operator_helpers"),
-    "get_hook_lineage_collector": ("airflow.sdk.lineage", "airflow.lineage.hook"),
+    "get_hook_lineage_collector": ("airflow.sdk.lineage", "airflow.providers.common.compat.lineage.hook"),
     "mask_secret": ("airflow.sdk.log", "airflow.utils.log.secrets_masker"),
     "task_decorator_factory": _DECORATOR,
     # The API server's, for the gallery (Airflow 3.1 and newer).

@@ -48,7 +48,6 @@ PRIVATE = {
     "airflow.datasets": "2.11",
     "airflow.decorators": "2.11",
     "airflow.decorators.base": "2.11",
-    "airflow.lineage.hook": "2.11 to 3.1",
     "airflow.models.baseoperator": "2.11",
     "airflow.models.baseoperatorlink": "2.11",
     "airflow.models.connection": "2.11",
@@ -81,6 +80,7 @@ PUBLIC = {
     "airflow.exceptions",
     "airflow.hooks.base",
     "airflow.plugins_manager",
+    "airflow.providers.common.compat.lineage.hook",
     "airflow.sdk",
     "airflow.sdk.exceptions",
 }

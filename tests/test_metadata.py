@@ -178,14 +178,10 @@ class TestVersion:
         assert emulator.calls[0].headers["user-agent"] == f"airflow-provider-gptimg/{__version__}"
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "requirements.lock",
-        "benchmarks/requirements.lock",
-        *(f"tests/compat/airflow-{v}.lock" for v in ("2.11", "3.0", "3.1")),
-    ],
-)
+LOCKS = ["requirements.lock", "benchmarks/requirements.lock", "tests/cluster/requirements.lock"]
+
+
+@pytest.mark.parametrize("path", [*LOCKS, *sorted(str(path) for path in (ROOT / "tests/compat").glob("*.lock"))])
 def test_no_lock_names_an_address(path):
     """Else it would tie each user to one package index."""
     lock = (ROOT / path).read_text()

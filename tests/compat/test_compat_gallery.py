@@ -7,13 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from airflow import __version__ as airflow_version
 
+from airflow_provider_gptimg.airflow_compat import AIRFLOW, AIRFLOW_VERSION, HAS_GALLERY
 from airflow_provider_gptimg.gallery.plugin import GptImgGalleryPlugin
 from airflow_provider_gptimg.links.gptimg import images_url
-
-AIRFLOW = tuple(int(part) for part in airflow_version.split(".")[:2])
-HAS_GALLERY = AIRFLOW >= (3, 1)
 
 LOAD_PLUGINS = "from airflow import plugins_manager; plugins_manager.ensure_plugins_loaded()"
 
@@ -22,7 +19,7 @@ def test_a_line_in_the_log_says_where_there_is_no_gallery():
     loading = subprocess.run([sys.executable, "-c", LOAD_PLUGINS], check=True, capture_output=True, text=True)
     said = [line for line in (loading.stdout + loading.stderr).splitlines() if "No gallery" in line]
     assert len(said) == (0 if HAS_GALLERY else 1), said
-    assert all("3.1" in line and airflow_version in line for line in said)
+    assert all("3.1" in line and AIRFLOW_VERSION in line for line in said)
 
 
 def test_the_plugin_adds_pages_only_where_airflow_can_show_them():
