@@ -98,10 +98,11 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "DagAccessEntity": ("airflow.api_fastapi.auth.managers.models.resource_details",),
     "DagRun": ("airflow.models.dagrun",),
     "RenderedTaskInstanceFields": ("airflow.models.renderedtifields",),
-    "SessionDep": ("airflow.api_fastapi.common.db.common",),
+    "SerializedDagModel": ("airflow.models.serialized_dag",),
     "TaskInstance": ("airflow.models.taskinstance",),
     "TaskStateStoreModel": ("airflow.models.task_state_store",),
     "XComModel": ("airflow.models.xcom",),
+    "create_session": ("airflow.utils.session",),
     "requires_access_dag": ("airflow.api_fastapi.core_api.security",),
 }
 

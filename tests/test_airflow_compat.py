@@ -42,7 +42,6 @@ FIRST_PLACE_SINCE = {
 
 PRIVATE = {
     "airflow.api_fastapi.auth.managers.models.resource_details": "3.0 to 3.4",
-    "airflow.api_fastapi.common.db.common": "3.0 to 3.4",
     "airflow.api_fastapi.core_api.security": "3.0 to 3.4",
     "airflow.dag_processing.dagbag": "3.2 to 3.4",
     "airflow.datasets": "2.11",
@@ -54,6 +53,7 @@ PRIVATE = {
     "airflow.models.dagbag": "2.11 to 3.1",
     "airflow.models.dagrun": "2.11 to 3.4",
     "airflow.models.renderedtifields": "2.11 to 3.4",
+    "airflow.models.serialized_dag": "3.1 to 3.3",
     "airflow.models.task_state_store": "3.3 and 3.4",
     "airflow.models.taskinstance": "2.11 to 3.4",
     "airflow.models.taskinstancekey": "2.11 to 3.1",
@@ -73,6 +73,7 @@ PRIVATE = {
     "airflow.utils.context": "2.11 and 3.0",
     "airflow.utils.log.secrets_masker": "2.11",
     "airflow.utils.operator_helpers": "2.11 to 3.1",
+    "airflow.utils.session": "3.1 to 3.3",
 }
 """Where the names come from that no documented module has, and the versions on which they were used from there."""
 PUBLIC = {

@@ -1,135 +1,202 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brings the bytes of a picture that an XCom names, and of nothing else.
+"""Open a picture that a task instance names, and nothing else.
 
-An XCom may be edited by people, so what it says is not enough: an object in S3 has to carry the marks that the
-mirror left on it, a hosted URL has to be on one of the connection's media hosts, and the bytes have to be an image.
+People may edit XComs, so what one says is not enough: an object in S3 has to carry the marks by which the mirror says
+that it is this image and belongs to this Dag, a hosted URL has to be on one of the connection's media hosts, and the
+bytes have to be an image.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import time
-from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import lru_cache
-from tempfile import SpooledTemporaryFile
-from typing import IO, Any
+from pathlib import PurePosixPath
+from typing import Any
 
-from airflow_provider_gptimg.exceptions import GptImgMediaError
-from airflow_provider_gptimg.gallery.tiles import Picture, Record
-from airflow_provider_gptimg.mirroring.images import HEAD_BYTES, read_format
+from airflow_provider_gptimg.exceptions import GptImgError, GptImgMediaError
+from airflow_provider_gptimg.gallery.fetch import HostError, Opened, Source, fetch
+from airflow_provider_gptimg.gallery.places import Place
+from airflow_provider_gptimg.gallery.recorded import Picture, Record, image_ids
+from airflow_provider_gptimg.mirroring.marks import DAG_ID, INDEX, TASK_ID, dag_mark, read_marks
 
-__all__ = ["Opened", "PictureUnavailableError", "open_picture"]
+__all__ = ["NOT_HERE", "TOO_OLD", "PictureUnavailableError", "open_picture"]
 
-_CHUNK = 256 * 1024
-_IN_MEMORY = 4 * 1024 * 1024
-_LARGEST_HOSTED = 64 * 1024 * 1024
+NOT_HERE = "There is no such image of this Dag, or Airflow may not read it"
+"""One text for what is absent, another Dag's or forbidden: a difference would tell which buckets and keys exist."""
+TOO_OLD = (
+    "Not shown: mirrored by a release before 0.2, which did not mark the object with its Dag. Clear the transfer with "
+    "replace=True to mirror the image again"
+)
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_ACCESS_POINT = re.compile(r"arn:aws[a-z-]*:s3[a-z-]*:[a-z0-9-]*:\d{12}:")
 _KEEP_CLIENT = 300
 """Seconds after which a changed AWS connection is heeded."""
+_PRESIGNED = 60
+_ELSEWHERE = "x-amz-bucket-region"
 
 
 class PictureUnavailableError(Exception):
-    """A picture that cannot be shown; its text may be, and names no host, key or signature."""
+    """A picture that cannot be shown. Its text names no host, bucket, key or signature.
 
-
-@dataclass(frozen=True)
-class Opened:
-    """An image on its way.
-
-    :param content_type: As its bytes say.
-    :param size: Bytes; None: unknown.
+    :param status: Of the answer to the viewer.
     """
 
-    content_type: str
-    extension: str
-    size: int | None
-    chunks: Iterator[bytes]
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status
 
 
-def open_picture(record: Record, picture: Picture) -> Opened:
-    """Return a picture's bytes, from S3 if they are there, else from the vendor.
+@asynccontextmanager
+async def open_picture(place: Place, dag_id: str, record: Record, picture: Picture) -> AsyncIterator[Opened]:
+    """Open a picture, in S3 if it is there, else at the vendor.
 
-    :raises PictureUnavailableError: They cannot be had, or are not that picture.
+    :param place: Whose thread reads connections.
+    :raises PictureUnavailableError: It cannot be shown.
     """
+    opening = _open_object if picture.bucket else _open_hosted
+    async with AsyncExitStack() as stack:
+        try:
+            opened = await opening(stack, place, dag_id, record, picture)
+        except HostError as error:
+            raise PictureUnavailableError(str(error), 502) from None
+        except PictureUnavailableError:
+            raise
+        except Exception as error:
+            # Of Airflow's connections and of AWS's credentials; their texts may hold what nobody should see.
+            raise PictureUnavailableError(f"The image could not be fetched: {type(error).__name__}", 502) from error
+        yield opened
+
+
+async def _open_object(stack: AsyncExitStack, place: Place, dag_id: str, record: Record, picture: Picture) -> Opened:
+    conn_id = _text(record.fields.get("aws_conn_id")) or "aws_default"
+    bucket, region = picture.bucket or "", None
+    is_bucket = _BUCKET.fullmatch(bucket)
+    # A client would resolve such steps, and so ask for something else than what was signed.
+    if not (is_bucket or _ACCESS_POINT.match(bucket)) or {".", ".."} & set((picture.key or "").split("/")):
+        raise PictureUnavailableError(NOT_HERE, 404)
+    for is_last in (False, True):
+        try:
+            source = await place.run(_object_source, conn_id, bucket, picture.key, region)
+            opened = await stack.enter_async_context(fetch(source))
+            break
+        except HostError as error:
+            region = error.headers.get(_ELSEWHERE)
+            if region and error.status in (301, 307, 400) and not is_last:
+                continue
+            # An access point has a host of its own, so that even a connection tells whether it exists.
+            if (error.status or 500) < 500 or not is_bucket:
+                raise PictureUnavailableError(NOT_HERE, 404) from None
+            raise
+    _check_marks(read_marks(_metadata(opened.headers)), dag_id, record, picture)
+    return opened
+
+
+def _check_marks(marks: Mapping[str, str], dag_id: str, record: Record, picture: Picture) -> None:
+    if (marks.get(TASK_ID), marks.get(INDEX)) != (picture.image_task, str(picture.index)):
+        raise PictureUnavailableError(NOT_HERE, 404)
+    owner = marks.get(DAG_ID)
+    if owner is None and not _is_vouched_for(record, picture):
+        raise PictureUnavailableError(TOO_OLD, 404)
+    if owner is not None and owner != dag_mark(dag_id):
+        raise PictureUnavailableError(NOT_HERE, 404)
+
+
+def _is_vouched_for(record: Record, picture: Picture) -> bool:
+    """Return whether Airflow itself has recorded that this task mirrored the image to this place.
+
+    Its rendered fields and its state count, for nobody writes these by hand in passing; an XCom does not.
+    """
+    from airflow_provider_gptimg.mirroring.destination import KeyPattern
+
+    if any(picture in submission.pictures for submission in record.submissions):
+        return True
+    if picture.image_task not in image_ids(record.fields.get("gptimg_task_id")):
+        return False
     try:
-        return _from_s3(record, picture) if picture.bucket else _from_vendor(record, picture)
-    except PictureUnavailableError:
+        pattern = KeyPattern(record.fields.get("s3_key") or "", record.fields.get("s3_bucket") or None)
+        key = pattern.key(picture.image_task, picture.index, PurePosixPath(picture.key or "").suffix)
+    except (GptImgError, TypeError, ValueError):
+        return False
+    return (pattern.bucket, key) == (picture.bucket, picture.key)
+
+
+async def _open_hosted(stack: AsyncExitStack, place: Place, dag_id: str, record: Record, picture: Picture) -> Opened:
+    try:
+        source = await place.run(_hosted_source, _text(record.fields.get("gptimg_conn_id")), picture.url or "")
+        return await stack.enter_async_context(fetch(source))
+    except GptImgMediaError:
+        raise PictureUnavailableError("The image's host is not allowed", 502) from None
+    except HostError as error:
+        if error.status in (403, 404, 410):
+            raise PictureUnavailableError("The vendor does not host the image any more", 404) from None
         raise
-    except Exception as error:
-        raise PictureUnavailableError(f"The image could not be fetched: {_what(error)}") from error
 
 
-def _what(error: Exception) -> str:
-    """Return what went wrong in a word; an error's text could name hosts and keys."""
-    answer = getattr(error, "response", None)  # of botocore
-    code = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
-    return f"{type(error).__name__} {code}" if code else type(error).__name__
-
-
-def _from_s3(record: Record, picture: Picture) -> Opened:
-    answer = _s3(*_aws_connection(record)).get_object(Bucket=picture.bucket, Key=picture.key)
-    body, marks = answer["Body"], answer["Metadata"]
-    if marks.get("gptimg-task-id") != picture.image_task or marks.get("gptimg-index") != str(picture.index):
-        body.close()
-        raise PictureUnavailableError("The object in S3 is not this image")
-    return _opened(body, answer["ContentLength"])
-
-
-def _from_vendor(record: Record, picture: Picture) -> Opened:
-    from airflow_provider_gptimg.hooks.connection import ConnectionSettings
+def _hosted_source(conn_id: str | None, url: str) -> Source:
+    from airflow_provider_gptimg.hooks.connection import ConnectionSettings, Origin
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook
-    from airflow_provider_gptimg.mirroring.download import Downloader, GoneError
+    from airflow_provider_gptimg.hooks.http import proxy_for, tls_context
 
-    conn_id = _text(record.fields.get("gptimg_conn_id")) or GptImgHook.default_conn_name
-    connection = GptImgHook.get_connection(conn_id)
+    connection = GptImgHook.get_connection(conn_id or GptImgHook.default_conn_name)
     if connection.conn_type != GptImgHook.conn_type:
-        raise PictureUnavailableError("The task's connection is of another type")
+        raise PictureUnavailableError("The task's connection is of another type", 502)
     settings = ConnectionSettings.read(connection)
-    file = SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - closed when it has been sent
+    url = settings.check_media_url(url)
+    return Source(url, tls_context(settings.verify), proxy_for(Origin.of(url)))
+
+
+def _object_source(conn_id: str, bucket: str, key: str, region: str | None) -> Source:
+    from botocore.exceptions import BotoCoreError, NoCredentialsError
+
+    from airflow_provider_gptimg.hooks.connection import Origin
+    from airflow_provider_gptimg.hooks.http import proxy_for, tls_context
+
+    client, verify = _s3(conn_id, region, int(time.time() // _KEEP_CLIENT))
     try:
-        url = settings.check_media_url(picture.url or "")
-        with closing(Downloader(settings, _LARGEST_HOSTED)) as downloader:
-            size = downloader.download(url, file, "The image").size
-    except Exception as error:
-        file.close()
-        if isinstance(error, GoneError):
-            raise PictureUnavailableError("The vendor does not host the image any more") from error
-        if isinstance(error, GptImgMediaError):
-            raise PictureUnavailableError("The image's host is not allowed, or what it serves is no image") from error
+        url = client.generate_presigned_url("get_object", {"Bucket": bucket, "Key": key}, ExpiresIn=_PRESIGNED)
+        origin = Origin.of(url)
+    except NoCredentialsError:
         raise
-    file.seek(0)
-    return _opened(file, size)
+    except (BotoCoreError, ValueError):
+        raise PictureUnavailableError(NOT_HERE, 404) from None
+    proxy = (client.meta.config.proxies or {}).get(origin.scheme) or proxy_for(origin)
+    return Source(url, tls_context(verify), proxy)
 
 
-def _opened(source: Any, size: int | None) -> Opened:
-    head = source.read(HEAD_BYTES)
-    found = read_format(head)
-    if found is None:
-        source.close()
-        raise PictureUnavailableError("What is there is no image")
-    return Opened(found.content_type, found.extension, size, _chunks(head, source))
-
-
-def _chunks(head: bytes, source: IO[bytes]) -> Iterator[bytes]:
-    try:
-        yield head
-        while chunk := source.read(_CHUNK):
-            yield chunk
-    finally:
-        source.close()
-
-
-def _aws_connection(record: Record) -> tuple[str, int]:
-    return _text(record.fields.get("aws_conn_id")) or "aws_default", int(time.time() // _KEEP_CLIENT)
-
-
-@lru_cache(maxsize=8)
-def _s3(aws_conn_id: str, _period: int) -> Any:
+@lru_cache(maxsize=16)
+def _s3(conn_id: str, region: str | None, _period: int) -> tuple[Any, bool | str]:
+    """Return an S3 client that signs URLs, and what checks the store's certificate."""
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
     from botocore.config import Config
 
-    config = Config(connect_timeout=5, read_timeout=20, retries={"total_max_attempts": 2}, max_pool_connections=16)
-    return S3Hook(aws_conn_id=aws_conn_id, config=config).conn
+    hook = S3Hook(aws_conn_id=conn_id)
+    config = hook.config
+    ours = Config(
+        signature_version=config.signature_version or "s3v4",
+        connect_timeout=5,
+        read_timeout=10,
+        retries={"total_max_attempts": 2},
+    )
+    region = region or hook.region_name
+    client = hook.get_session(region_name=region).client(
+        "s3",
+        region_name=region,
+        endpoint_url=hook.conn_config.get_service_endpoint_url("s3"),
+        config=config.merge(ours),
+        verify=hook.verify,
+    )
+    verify = hook.verify
+    return client, (os.environ.get("AWS_CA_BUNDLE") or True) if verify is None or verify is True else verify
+
+
+def _metadata(headers: Mapping[str, str]) -> dict[str, str]:
+    start = "x-amz-meta-"
+    return {name.removeprefix(start): value for name, value in headers.items() if name.startswith(start)}
 
 
 def _text(value: Any) -> str | None:

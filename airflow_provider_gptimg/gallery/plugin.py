@@ -45,7 +45,7 @@ class GptImgGalleryPlugin(AirflowPlugin):
             return []
         from airflow_provider_gptimg.gallery.app import make_app
 
-        return [{"app": make_app(), "url_prefix": _PREFIX, "name": "Generated images"}]
+        return [{"app": make_app(), "url_prefix": _PREFIX, "name": "Generated Images"}]
 
     @cached_property
     def external_views(self) -> list[dict[str, Any]]:  # type: ignore[override]
@@ -58,7 +58,7 @@ class GptImgGalleryPlugin(AirflowPlugin):
         task_instance = "of=task&dag_id={DAG_ID}&run_id={RUN_ID}&task_id={TASK_ID}&map_index={MAP_INDEX}"
         return [
             {
-                "name": "Generated images",
+                "name": "Generated Images",
                 "href": page,
                 "destination": "nav",
                 "category": "browse",

@@ -1,47 +1,64 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run left in Airflow's database of its image tasks, in a bounded number of queries."""
+"""Read what a run left in Airflow's database of its image tasks: few queries, and a bounded number of bytes."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Text, and_, cast, exists, func, or_, select
+from sqlalchemy import Text, and_, cast, func, select
 from sqlalchemy.orm import Session
 
-from airflow_provider_gptimg.airflow_compat import DagRun, RenderedTaskInstanceFields, TaskInstance, XComModel
-from airflow_provider_gptimg.api.requests import MAX_IMAGES
-from airflow_provider_gptimg.api.tasks import CREDITS_PER_IMAGE
-from airflow_provider_gptimg.batch.ledger import HEADER_KEY, Entry, page_key
-from airflow_provider_gptimg.gallery.tiles import Listed, Picture, Record, mirrored_picture
-from airflow_provider_gptimg.links.gptimg import ImagesLink
+from airflow_provider_gptimg.airflow_compat import (
+    DagRun,
+    RenderedTaskInstanceFields,
+    SerializedDagModel,
+    TaskInstance,
+    XComModel,
+)
+from airflow_provider_gptimg.gallery.ledgers import STATE_KEYS, read_submissions
+from airflow_provider_gptimg.gallery.recorded import Record, Submission
+from airflow_provider_gptimg.gallery.roles import Graph
 
 try:
     from airflow_provider_gptimg.airflow_compat import TaskStateStoreModel
 except ImportError:  # before Airflow 3.3
     TaskStateStoreModel = None
 
-__all__ = ["last_connections", "read_records"]
+__all__ = ["Run", "read_run"]
 
 _RETURNED = "return_value"
 _PROMPT = "prompt"
-_OPERATORS = "%gptimg%"
 _LARGEST = 8 * 1024 * 1024
-"""Characters of an XCom or of a page that are read: ten thousand mirrored objects have fewer."""
-_PAGE = re.compile(re.escape(page_key(0)[:-1]) + r"(\d+)")
+"""Characters of an XCom that are read: ten thousand mirrored objects have fewer."""
+_LARGEST_RUN = 24 * 1024 * 1024
+"""Characters that are read of a run in all."""
+_MOST_FAILED = 1000
 
 
-def read_records(
+@dataclass(frozen=True)
+class Run:
+    """A run's task instances that make, await or mirror images.
+
+    :param failed: All its task instances that failed, of whatever kind.
+    :param is_cut: There is more than is read.
+    """
+
+    graph: Graph = field(default_factory=Graph)
+    records: list[Record] = field(default_factory=list)
+    failed: list[Record] = field(default_factory=list)
+    is_cut: bool = False
+
+
+def read_run(
     session: Session, dag_id: str, run_id: str, task_id: str | None = None, map_index: int | None = None
-) -> list[Record]:
-    """Return the task instances of a run that make, await or mirror images.
+) -> Run:
+    """Return what a run recorded.
 
-    These are known by their operator's name or, for subclasses, by the link that they have once they ran.
-
-    :param task_id: Of these only; None: all.
+    :param task_id: Of this task only; None: of all.
     :param map_index: Likewise; -1 for a task that is not mapped.
     """
 
@@ -53,62 +70,33 @@ def read_records(
             conditions.append(model.map_index == map_index)
         return and_(*conditions)
 
-    linked = exists().where(
-        XComModel.dag_id == TaskInstance.dag_id,
-        XComModel.run_id == TaskInstance.run_id,
-        XComModel.task_id == TaskInstance.task_id,
-        XComModel.map_index == TaskInstance.map_index,
-        XComModel.key == ImagesLink().xcom_key,
-    )
+    graph = _graph(session, dag_id, run_id)
+    of_images = list(graph.roles) if task_id is None else [name for name in (task_id,) if name in graph.roles]
+    if not of_images:
+        return Run(graph)
     ti = TaskInstance
-    rows = session.execute(
-        select(ti.task_id, ti.map_index, ti.state, ti.try_number, ti.operator, ti.custom_operator_name).where(
-            within(ti), or_(ti.operator.ilike(_OPERATORS), ti.custom_operator_name.ilike(_OPERATORS), linked)
-        )
-    ).all()
-    if not rows:
-        return []
-    task_ids = {row.task_id for row in rows}
+    columns = ti.task_id, ti.map_index, ti.state, ti.try_number
+    rows = session.execute(select(*columns).where(within(ti), ti.task_id.in_(of_images))).all()
+    failed = session.execute(select(*columns).where(within(ti), ti.state == "failed").limit(_MOST_FAILED)).all()
     fields = RenderedTaskInstanceFields
     rendered = {
         (row.task_id, row.map_index): row.rendered_fields
         for row in session.execute(
             select(fields.task_id, fields.map_index, fields.rendered_fields).where(
-                within(fields), fields.task_id.in_(task_ids)
+                within(fields), fields.task_id.in_(of_images)
             )
         )
     }
-    xcom = XComModel
-    pushed = {
-        (row.task_id, row.map_index, row.key): _value(row.value)
-        for row in session.execute(
-            select(xcom.task_id, xcom.map_index, xcom.key, xcom.value).where(
-                within(xcom),
-                xcom.task_id.in_(task_ids),
-                xcom.key.in_((_RETURNED, _PROMPT)),
-                func.length(cast(xcom.value, Text)) <= _LARGEST,
-            )
-        )
-    }
-    listed: dict[tuple[str, int], list[Listed]] = defaultdict(list)
-    if (state := TaskStateStoreModel) is not None:
-        pages = session.execute(
-            select(state.task_id, state.map_index, state.key, state.value).where(
-                within(state),
-                state.task_id.in_(task_ids),
-                state.key.startswith(HEADER_KEY, autoescape=True),
-                func.length(state.value) <= _LARGEST,
-            )
-        )
-        attempts = {(row.task_id, row.map_index): row.try_number for row in rows}
-        for page in sorted(pages, key=lambda page: _page_number(page.key)):
-            place = (page.task_id, page.map_index)
-            listed[place] += _read_page(page.key, _value(page.value), attempts.get(place))
+    budget = _Budget(_LARGEST_RUN)
+    pushed = _read_xcoms(session, within, of_images, budget)
+    submissions = _read_states(session, within, of_images, budget, {(r.task_id, r.map_index): r for r in rows})
     records = []
     for row in rows:
         place = (row.task_id, row.map_index)
         known = rendered.get(place)
         known = known if isinstance(known, Mapping) else {}
+        if not known and task_id is not None:
+            known = _last_connections(session, dag_id, task_id)
         prompt = pushed.get((*place, _PROMPT)) or known.get("prompt")
         records.append(
             Record(
@@ -116,17 +104,102 @@ def read_records(
                 map_index=row.map_index,
                 state=row.state,
                 try_number=row.try_number,
-                operator=row.operator or "",
+                role=graph.roles[row.task_id],
                 fields=known,
                 result=pushed.get((*place, _RETURNED)),
                 prompt=prompt if isinstance(prompt, str) else None,
-                listed=tuple(listed[place]),
+                submissions=tuple(submissions.get(place, ())),
             )
         )
-    return records
+    others = [Record(row.task_id, row.map_index, row.state, row.try_number) for row in failed]
+    return Run(graph, records, others, budget.is_spent)
 
 
-def last_connections(session: Session, dag_id: str, task_id: str) -> dict[str, Any]:
+class _Budget:
+    """Counts what is read, and says when it is enough."""
+
+    def __init__(self, characters: int) -> None:
+        self._left = characters
+        self.is_spent = False
+
+    def take(self, rows: Any) -> Iterator[Any]:
+        """Yield rows, each with its `size`, until there have been too many characters."""
+        for row in rows:
+            self._left -= row.size or 0
+            if self._left < 0:
+                self.is_spent = True
+                return
+            yield row
+
+
+def _read_xcoms(session: Session, within: Any, task_ids: list[str], budget: _Budget) -> dict[tuple[str, int, str], Any]:
+    xcom = XComModel
+    size = func.length(cast(xcom.value, Text)).label("size")
+    found = session.execute(
+        select(xcom.task_id, xcom.map_index, xcom.key, xcom.value, size)
+        .where(within(xcom), xcom.task_id.in_(task_ids), xcom.key.in_((_RETURNED, _PROMPT)), size <= _LARGEST)
+        .order_by(xcom.task_id, xcom.map_index, xcom.key)
+        .execution_options(yield_per=20)
+    )
+    return {(row.task_id, row.map_index, row.key): _value(row.value) for row in budget.take(found)}
+
+
+def _read_states(
+    session: Session, within: Any, task_ids: list[str], budget: _Budget, rows: Mapping[tuple[str, int], Any]
+) -> dict[tuple[str, int], list[Submission]]:
+    """Return the submissions that tasks keep in the state store, of Airflow 3.3 and newer."""
+    state = TaskStateStoreModel
+    if state is None:
+        return {}
+    size = func.length(state.value).label("size")
+    found = session.execute(
+        select(state.task_id, state.map_index, state.key, state.value, size)
+        .where(
+            within(state),
+            state.task_id.in_(task_ids),
+            state.key.startswith(STATE_KEYS, autoescape=True),
+            size <= _LARGEST,
+        )
+        .order_by(state.task_id, state.map_index, state.key)
+        .execution_options(yield_per=50)
+    )
+    kept: dict[tuple[str, int], dict[str, Any]] = defaultdict(dict)
+    for row in budget.take(found):
+        kept[row.task_id, row.map_index][row.key] = _value(row.value)
+    return {place: read_submissions(values, rows[place].try_number) for place, values in kept.items() if place in rows}
+
+
+def _graph(session: Session, dag_id: str, run_id: str) -> Graph:
+    """Return the Dag's graph as the run's task instances were made from it."""
+    ti, dag = TaskInstance, SerializedDagModel
+    versions = session.scalars(
+        select(ti.dag_version_id).where(ti.dag_id == dag_id, ti.run_id == run_id).distinct().limit(20)
+    ).all()
+    of_run = select(dag.dag_version_id, dag.dag_hash).where(dag.dag_id == dag_id)
+    known = session.execute(
+        of_run.where(dag.dag_version_id.in_([each for each in versions if each])).order_by(dag.created_at)
+    ).all()
+    # Runs from before an upgrade of Airflow have no version, and versions may be deleted.
+    known = known or session.execute(of_run.order_by(dag.created_at.desc()).limit(1)).all()
+    return Graph.merge(_graph_of(session, row.dag_version_id, row.dag_hash) for row in known)
+
+
+_graphs: dict[tuple[str, str], Graph] = {}
+_MOST_GRAPHS = 64
+
+
+def _graph_of(session: Session, version_id: Any, dag_hash: str) -> Graph:
+    key = str(version_id), dag_hash
+    if key not in _graphs:
+        dag = SerializedDagModel
+        serialized = session.scalar(select(dag).where(dag.dag_version_id == version_id))
+        while len(_graphs) >= _MOST_GRAPHS:
+            _graphs.pop(next(iter(_graphs)), None)
+        _graphs[key] = Graph.read(serialized.data if serialized else None)
+    return _graphs[key]
+
+
+def _last_connections(session: Session, dag_id: str, task_id: str) -> dict[str, Any]:
     """Return the connection ids that a task used last, for a run whose rendered fields Airflow keeps no longer."""
     fields = RenderedTaskInstanceFields
     rendered = session.scalar(
@@ -138,39 +211,6 @@ def last_connections(session: Session, dag_id: str, task_id: str) -> dict[str, A
     )
     known = rendered if isinstance(rendered, Mapping) else {}
     return {name: known.get(name) for name in ("aws_conn_id", "gptimg_conn_id")}
-
-
-def _page_number(key: str) -> int:
-    found = _PAGE.fullmatch(key)
-    return int(found[1]) if found else -1
-
-
-def _read_page(key: str, page: Any, try_number: int | None) -> Iterator[Listed]:
-    """Yield the requests of a batch that stand in one page of its ledger; nothing of what cannot be read.
-
-    :param try_number: Of the batch's attempt, to which errors of earlier ones mean nothing.
-    """
-    if _page_number(key) < 0 or not isinstance(page, list):
-        return
-    for number, value in enumerate(page):
-        try:
-            entry = Entry.from_json(value, _page_number(key), None)
-            objects = (entry.mirrored or {}).get("objects") or ()
-            pictures = [_read_object(entry.task_id, index, fact) for index, fact in enumerate(objects) if fact]
-            failed = entry.error if entry.failed_by == try_number else None
-            error = str(failed.get("message") or "It failed") if failed else None
-            credits = entry.submission.credits if entry.submission else 0
-            n = min(max(1, int(credits) // CREDITS_PER_IMAGE), MAX_IMAGES)
-        except (AttributeError, KeyError, TypeError, ValueError):
-            continue  # people may edit the state store
-        if entry.task_id or error:
-            name = f"{_page_number(key)}.{number}"
-            yield Listed(name, entry.task_id or None, n, entry.prompt or None, tuple(filter(None, pictures)), error)
-
-
-def _read_object(image_task: str, index: int, fact: Mapping[str, Any]) -> Picture | None:
-    uri = f"s3://{fact['bucket']}/{fact['key']}"
-    return mirrored_picture({**fact, "uri": uri, "task_id": image_task, "index": index})
 
 
 def _value(stored: Any) -> Any:

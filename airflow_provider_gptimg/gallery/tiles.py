@@ -1,108 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What there is to see of a run: one tile an image, whichever of its tasks told of it; pure."""
+"""Turn what the tasks of a run recorded into tiles, one for each image; pure."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
-from airflow_provider_gptimg.api.requests import MAX_IMAGES
-from airflow_provider_gptimg.api.tasks import COMPLETED, CREDITS_PER_IMAGE
+from airflow_provider_gptimg.api.tasks import CREDITS_PER_IMAGE
+from airflow_provider_gptimg.gallery.recorded import Picture, Record, Submission, image_ids
+from airflow_provider_gptimg.gallery.roles import Graph, Role
 
-__all__ = ["MAX_TILES", "Listed", "Picture", "Record", "find_picture", "make_tiles", "mirrored_picture"]
+__all__ = ["MAX_TILES", "Credits", "Gallery"]
 
 MAX_TILES = 5000
 """More than that no page shows at once, and no person looks through."""
 
-# A rendered XCom may be text that describes it.
-_TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]*")
 _FAILED = {"failed", "upstream_failed"}
 _SETTLED = {"success", "skipped", "removed"}
 
+TaskInstance = tuple[str, int]
+"""Task id and map index."""
 
-@dataclass(frozen=True)
-class Picture:
-    """Where the bytes of an image are.
 
-    :param url: Where the vendor hosts it.
-    :param bucket: Of its object in S3, likewise `key`; None: it has none.
-    :param version: Changes when the bytes do.
+@dataclass
+class _Failure:
+    """Why there is no image, or none in S3.
+
+    :param record: The task instance that failed.
+    :param instead_of: The task that did not run for that reason; None: it is `record` itself.
     """
 
-    image_task: str
-    index: int
-    url: str | None = None
-    bucket: str | None = None
-    key: str | None = None
-    size: int | None = None
-    content_type: str | None = None
-    version: str | None = None
+    record: Record
+    reason: str | None = None
+    instead_of: str | None = None
 
-
-@dataclass(frozen=True)
-class Listed:
-    """One request of a batch.
-
-    :param name: Tells it from the batch's others.
-    :param image_task: None: it has not been submitted.
-    :param error: Why it has no images.
-    """
-
-    name: str
-    image_task: str | None
-    n: int
-    prompt: str | None = None
-    pictures: tuple[Picture, ...] = ()
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class Record:
-    """What Airflow knows of a task instance.
-
-    :param state: Airflow's; None: not scheduled yet.
-    :param fields: Its rendered template fields; empty where Airflow keeps them no longer.
-    :param result: What it returned; None: nothing, or nothing yet.
-    :param prompt: Of what it submitted; None: unknown.
-    :param listed: The requests of a batch.
-    """
-
-    task_id: str
-    map_index: int
-    state: str | None
-    try_number: int
-    operator: str
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    result: Any = None
-    prompt: str | None = None
-    listed: tuple[Listed, ...] = ()
-
-    @property
-    def submits(self) -> bool:
-        """Whether it asks for images, rather than waits for them."""
-        return "Batch" in self.operator or not self.operator.endswith(("Sensor", "ToS3Operator"))
-
-
-def find_picture(record: Record, image_task: str, index: int) -> Picture | None:
-    """Return the picture that a task instance names; None if it names none such."""
-    listed = (picture for listed in record.listed for picture in listed.pictures)
-    for picture in chain(_pictures(record), listed):
-        if (picture.image_task, picture.index) == (image_task, index):
-            return picture
-    return None
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "task_id": self.record.task_id,
+            "map_index": self.record.map_index,
+            "try_number": self.record.try_number,
+            "not_run": self.instead_of,
+            "reason": self.reason,
+        }
 
 
 @dataclass
 class _Entry:
     """An image task, or a submit that has none yet.
 
-    :param origin: The record that told of it first.
+    :param origin: The record that named it first.
     :param name: Tells it from others of the same origin.
     :param n: How many images it makes.
-    :param failure: The record that says why there are none, or none in S3; `reason`: why, where that is known.
+    :param told_by: The task instances that had to do with it.
     """
 
     origin: Record
@@ -111,9 +63,9 @@ class _Entry:
     image_task: str | None = None
     name: str = ""
     pictures: dict[int, tuple[Picture, Record]] = field(default_factory=dict)
-    records: list[Record] = field(default_factory=list)
-    failure: Record | None = None
-    reason: str | None = None
+    told_by: set[TaskInstance] = field(default_factory=set)
+    failure: _Failure | None = None
+    submission: Submission | None = None
 
     @property
     def indices(self) -> Sequence[int]:
@@ -125,110 +77,177 @@ class _Entry:
         """Whether there are pictures, all of them in S3."""
         return bool(self.pictures) and all(picture.bucket for picture, _ in self.pictures.values())
 
-
-def mirrored_picture(entry: Mapping[str, Any]) -> Picture | None:
-    """Return the picture that a mirrored object, as XComs tell of one, stands for; None if it stands for none."""
-    uri, image_task, index, size = (entry.get(name) for name in ("uri", "task_id", "index", "size"))
-    if not (isinstance(uri, str) and isinstance(image_task, str) and isinstance(index, int) and index >= 0):
-        return None
-    scheme, _, place = uri.partition("://")
-    bucket, _, key = place.partition("/")
-    if scheme != "s3" or not bucket or not key:
-        return None
-    return Picture(
-        image_task,
-        index,
-        bucket=bucket,
-        key=key,
-        size=size if isinstance(size, int) else None,
-        content_type=_text(entry.get("content_type")),
-        version=_text(entry.get("sha256")),
-    )
+    @property
+    def state(self) -> str | None:
+        """As the journal says where it says something."""
+        return self.submission.state if self.submission else None
 
 
-def make_tiles(records: Iterable[Record]) -> list[dict[str, Any]]:
-    """Return the tiles of a run as JSON values, in an order that stays; of very many, the first :data:`MAX_TILES`.
+@dataclass(frozen=True)
+class Credits:
+    """What a run's images cost, as far as it is recorded.
 
-    Images that a submit, a wait and a transfer tell of are one tile; a picture in S3 wins over the hosted one.
+    :param unknown: May have been charged: the outcome of their submits is unknown.
     """
-    ordered = sorted(records, key=lambda record: (not record.submits, record.task_id, record.map_index))
-    run = _Run()
-    for record in ordered:
-        run.add_results(record)
-    for record in ordered:
-        if record.state in _FAILED or (record.result is None and record.state not in _SETTLED):
-            (run.add_unfinished_submit if record.submits else run.add_unfinished_wait)(record)
-    place = {(record.task_id, record.map_index): number for number, record in enumerate(ordered)}
-    run.entries.sort(key=lambda entry: place[entry.origin.task_id, entry.origin.map_index])
-    tiles = (_tile(entry, index) for entry in run.entries for index in entry.indices)
-    return list(islice(tiles, MAX_TILES))
+
+    charged: int = 0
+    refunded: int = 0
+    unknown: int = 0
 
 
-class _Run:
-    """The image tasks of a run, as one record after another tells of them."""
+class Gallery:
+    """The images of a run.
 
-    def __init__(self) -> None:
-        self.entries: list[_Entry] = []
+    Images that a submit, a wait and a transfer record are one tile; a picture in S3 wins over the hosted one.
+
+    :param records: Of the run's task instances that make, await or mirror images.
+    :param graph: Of its Dag.
+    :param failed: All task instances of the run that failed, of whatever kind.
+    """
+
+    def __init__(self, records: Iterable[Record], graph: Graph | None = None, failed: Iterable[Record] = ()) -> None:
+        self._graph = graph or Graph()
+        self._entries: list[_Entry] = []
         self._by_image_task: dict[str, _Entry] = {}
+        self._by_task: dict[str, list[_Entry]] = defaultdict(list)
+        ordered = sorted(records, key=lambda record: (not record.role.submits, record.task_id, record.map_index))
+        self._failed: dict[str, list[Record]] = defaultdict(list)
+        for record in (*(record for record in ordered if record.state == "failed"), *failed):
+            self._failed[record.task_id].append(record)
+        for record in ordered:
+            self._add_results(record)
+        for record in ordered:
+            if record.state in _FAILED or (record.result is None and record.state not in _SETTLED):
+                (self._add_unfinished_submit if record.role.submits else self._add_unfinished_wait)(record)
+        place = {(record.task_id, record.map_index): number for number, record in enumerate(ordered)}
+        self._entries.sort(key=lambda entry: place[entry.origin.task_id, entry.origin.map_index])
 
-    def add_results(self, record: Record) -> None:
-        """Take in what a task instance returned."""
-        for image_task in _image_tasks(record):
-            self._entry(image_task, record).records.append(record)
-        for picture in _pictures(record):
-            pictures = self._by_image_task[picture.image_task].pictures
+    def tiles(self, task_id: str | None = None, map_index: int = -1) -> list[dict[str, Any]]:
+        """Return the tiles as JSON values, in an order that stays; of very many, the first :data:`MAX_TILES`.
+
+        :param task_id: Only those that this task has to do with.
+        :param map_index: Of that task; negative: all its instances, or the only one.
+        """
+        tiles = (_tile(entry, index) for entry in self._of(task_id, map_index) for index in entry.indices)
+        return list(islice(tiles, MAX_TILES))
+
+    def credits(self, task_id: str | None = None, map_index: int = -1) -> Credits:
+        """Return what these images cost, also those beyond the tiles that are shown."""
+        charged = refunded = unknown = 0
+        for entry in self._of(task_id, map_index):
+            credits = entry.submission.credits if entry.submission else entry.n * CREDITS_PER_IMAGE
+            if entry.state == "unknown":
+                unknown += credits
+            elif entry.image_task and entry.origin.role.submits:
+                charged += credits
+                refunded += credits if entry.state == "refunded" else 0
+        return Credits(charged, refunded, unknown)
+
+    def _of(self, task_id: str | None, map_index: int) -> Iterator[_Entry]:
+        for entry in self._entries:
+            if task_id is None or any(
+                told == task_id and (map_index < 0 or index == map_index) for told, index in entry.told_by
+            ):
+                yield entry
+
+    def _add_results(self, record: Record) -> None:
+        """Take in what a task instance returned or recorded."""
+        for submission in record.submissions:
+            self._add_submission(record, submission)
+        if not record.submissions or record.role is not Role.BATCH:
+            for image_task in record.image_tasks:
+                self._tell(self._entry(image_task, record), record)
+        for picture in record.pictures:
+            pictures = self._entry(picture.image_task, record).pictures
             if picture.index not in pictures or not pictures[picture.index][0].bucket:
                 pictures[picture.index] = (picture, record)
-        for listed in record.listed:
-            entry = self._entry(listed.image_task or f"{record.task_id}/{record.map_index}/{listed.name}", record)
-            entry.image_task, entry.name, entry.n = listed.image_task, listed.name, listed.n
-            entry.prompt = listed.prompt
-            entry.records.append(record)
-            entry.pictures |= {picture.index: (picture, record) for picture in listed.pictures}
-            if listed.error and not listed.pictures:
-                entry.failure, entry.reason = record, listed.error
 
-    def add_unfinished_submit(self, record: Record) -> None:
+    def _add_submission(self, record: Record, submission: Submission) -> None:
+        key = submission.image_task or f"{record.task_id}/{record.map_index}/{submission.name}"
+        entry = self._entry(key, record)
+        entry.image_task, entry.name, entry.n = submission.image_task, submission.name, submission.n
+        entry.prompt, entry.submission = submission.prompt or record.prompt, submission
+        self._tell(entry, record)
+        entry.pictures |= {picture.index: (picture, record) for picture in submission.pictures}
+        if submission.error and not submission.pictures:
+            entry.failure = _Failure(record, submission.error)
+
+    def _add_unfinished_submit(self, record: Record) -> None:
         """Take in a submit that has nothing to show, or not yet."""
-        failure = record if record.state in _FAILED else None
-        if record.listed:
-            unfinished = [entry for entry in self.entries if entry.origin is record and not entry.pictures]
+        failure = self._failure(record) if record.state in _FAILED else None
+        if record.submissions:
+            unfinished = [entry for entry in self._by_task[record.task_id] if entry.origin is record]
+            unfinished = [entry for entry in unfinished if not entry.pictures]
             for entry in unfinished:
                 entry.failure = entry.failure or failure
             if unfinished or failure is None:
                 return
-        name = "batch" if record.listed else ""
-        self.entries.append(
-            _Entry(record, _count(record), record.prompt, None, name, records=[record], failure=failure)
-        )
+        name = "batch" if record.submissions else ""
+        entry = _Entry(record, record.n, record.prompt, None, name, failure=failure)
+        self._entries.append(entry)
+        self._tell(entry, record)
 
-    def add_unfinished_wait(self, record: Record) -> None:
+    def _add_unfinished_wait(self, record: Record) -> None:
         """Take in a wait or a transfer that goes on or has failed: it is about what others have submitted."""
-        about = [self._entry(image_task, record) for image_task in _ids(record.fields.get("gptimg_task_id"))]
-        if not about:
-            # What was mapped is rendered to text that names no ids: then it is about its neighbours.
-            group = record.task_id.rpartition(".")[0]
-            about = [entry for entry in self.entries if entry.origin.task_id.rpartition(".")[0] == group]
+        named = [self._entry(image_task, record) for image_task in image_ids(record.fields.get("gptimg_task_id"))]
+        about = named or self._from_above(record)
         for entry in about:
-            entry.records.append(record)
+            self._tell(entry, record)
         if record.state not in _FAILED:
             return
-        if record.operator.endswith("ToS3Operator"):
-            failed = [entry for entry in about if not entry.is_in_s3]
+        failure = self._failure(record)
+        if record.state == "failed" and record.role is Role.MIRROR:
+            lacking = [entry for entry in about if not entry.is_in_s3]
         else:
-            failed = [entry for entry in about if not entry.pictures]
-        for entry in failed:
-            entry.failure = entry.failure or record
+            # A picture that is there is fine, whatever else kept it from S3.
+            lacking = [entry for entry in about if not entry.pictures]
+        for entry in lacking:
+            entry.failure = entry.failure or failure
         if not about and record.state == "failed":
-            self.entries.append(_Entry(record, 1, None, records=[record], failure=record))
+            entry = _Entry(record, 1, None, failure=failure)
+            self._entries.append(entry)
+            self._tell(entry, record)
+
+    def _from_above(self, record: Record) -> list[_Entry]:
+        """Return what a wait is about whose ids Airflow has not recorded, as far as its place in the Dag tells."""
+        for level in self._graph.levels_above(record.task_id):
+            entries = [entry for task_id in sorted(level) for entry in self._by_task.get(task_id, ())]
+            if not entries:
+                continue
+            if record.map_index < 0:
+                return entries
+            own = [entry for entry in entries if any((task, record.map_index) in entry.told_by for task in level)]
+            return own or (entries if len(entries) == 1 else [])
+        return []
+
+    def _failure(self, record: Record) -> _Failure:
+        """Return what failed: the task itself or, where that did not run, the nearest task above it that failed."""
+        if record.state != "upstream_failed":
+            return _Failure(record)
+        for level in self._graph.levels_above(record.task_id):
+            failed = [other for task_id in sorted(level) for other in self._failed.get(task_id, ())]
+            if failed:
+                same_index = [other for other in failed if other.map_index == record.map_index]
+                return _Failure((same_index or failed)[0], instead_of=record.task_id)
+        return _Failure(record, "A task before it failed", instead_of=record.task_id)
 
     def _entry(self, image_task: str, record: Record) -> _Entry:
         if image_task not in self._by_image_task:
-            name = "" if record.submits else image_task
-            entry = _Entry(record, _count(record), record.prompt, image_task, name)
+            name = "" if record.role.submits else image_task
+            entry = _Entry(record, record.n, record.prompt, image_task, name)
             self._by_image_task[image_task] = entry
-            self.entries.append(entry)
+            self._entries.append(entry)
         return self._by_image_task[image_task]
+
+    def _tell(self, entry: _Entry, record: Record) -> None:
+        if not any(task_id == record.task_id for task_id, _ in entry.told_by):
+            self._by_task[record.task_id].append(entry)
+        if len(entry.told_by) < _MAX_TOLD_BY:
+            entry.told_by.add((record.task_id, record.map_index))
+
+
+_MAX_TOLD_BY = 64
+"""Task instances that are kept for one image: a run may hold as many transfers of it as somebody likes to map."""
 
 
 def _tile(entry: _Entry, index: int) -> dict[str, Any]:
@@ -239,10 +258,13 @@ def _tile(entry: _Entry, index: int) -> dict[str, Any]:
         "prompt": entry.prompt,
         "image_task": entry.image_task,
         "index": index,
+        "of": max(len(entry.indices), entry.n),
         "task_id": origin.task_id,
         "map_index": origin.map_index,
+        "try_number": origin.try_number,
         "airflow_state": origin.state,
-        "seen_by": sorted({f"{record.task_id}:{record.map_index}" for record in entry.records}),
+        "waiting": "Not submitted yet" if entry.state == "not submitted" else None,
+        "ratio": origin.ratio,
     }
     if index in entry.pictures:
         picture, source = entry.pictures[index]
@@ -252,63 +274,12 @@ def _tile(entry: _Entry, index: int) -> dict[str, Any]:
             "uri": f"s3://{picture.bucket}/{picture.key}" if picture.bucket else None,
             "size": picture.size,
             "content_type": picture.content_type,
+            "pixels": picture.pixels,
             "version": picture.version,
             "credits": CREDITS_PER_IMAGE,
         }
     if entry.failure:
-        failure = entry.failure
-        tile["failure"] = {
-            "task_id": failure.task_id,
-            "map_index": failure.map_index,
-            "try_number": failure.try_number,
-            "upstream": failure.state == "upstream_failed",
-            "reason": entry.reason,
-        }
+        tile["failure"] = entry.failure.as_json()
         if index not in entry.pictures:
             tile["state"] = "failed"
     return tile
-
-
-def _count(record: Record) -> int:
-    """Return how many images a submit was asked for, as far as that is known."""
-    n = str(record.fields.get("n", 1))
-    return int(n) if n in ("1", "2", "3", "4") else 1
-
-
-def _entries(record: Record) -> Iterator[Any]:
-    yield from record.result if isinstance(record.result, list) else [record.result]
-
-
-def _ids(value: Any) -> Iterator[str]:
-    for entry in value if isinstance(value, list) else [value]:
-        image_task = entry.get("task_id") if isinstance(entry, Mapping) else entry
-        if isinstance(image_task, str) and _TASK_ID.fullmatch(image_task):
-            yield image_task
-
-
-def _image_tasks(record: Record) -> Iterator[str]:
-    """Yield the ids of the image tasks that a task instance tells of, each once."""
-    told: dict[str, None] = {}
-    for entry in _entries(record):
-        if isinstance(entry, str) and record.submits and _TASK_ID.fullmatch(entry):
-            told[entry] = None
-        elif isinstance(entry, Mapping) and isinstance(entry.get("task_id"), str):
-            told[entry["task_id"]] = None
-    yield from told
-
-
-def _pictures(record: Record) -> Iterator[Picture]:
-    """Yield the pictures that a task instance's result names."""
-    for entry in _entries(record):
-        if not isinstance(entry, Mapping) or not isinstance(image_task := entry.get("task_id"), str):
-            continue
-        if picture := mirrored_picture(entry):
-            yield picture
-        elif entry.get("status") == COMPLETED and isinstance(images := entry.get("images"), list):
-            for index, image in enumerate(images[:MAX_IMAGES]):
-                if isinstance(image, Mapping) and isinstance(url := image.get("url"), str):
-                    yield Picture(image_task, index, url=url, content_type=_text(image.get("content_type")))
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None

@@ -83,7 +83,7 @@ def gallery() -> Iterator[Gallery]:
             "AIRFLOW__CORE__NUM_DAG_RUNS_TO_RETAIN_RENDERED_FIELDS": "2",
             "AIRFLOW__CORE__MAX_NUM_RENDERED_TI_FIELDS_PER_TASK": "2",  # its name before Airflow 3.2
             "AIRFLOW__CORE__AUTH_MANAGER": "gallery_auth.OneDagLessAuthManager",
-            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,vera:viewer,otto:viewer",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,vera:viewer,otto:user",
             "PYTHONPATH": str(HERE / "auth"),
         }
         with StandaloneAirflow(HERE / "dags", env) as airflow:

@@ -3,28 +3,45 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
-from airflow_provider_gptimg.gallery.tiles import MAX_TILES, Listed, Picture, Record, find_picture, make_tiles
+from airflow_provider_gptimg.gallery.recorded import Picture, Record, Submission
+from airflow_provider_gptimg.gallery.roles import Graph, Role
+from airflow_provider_gptimg.gallery.tiles import MAX_TILES, Credits, Gallery
 
 
-def record(task_id: str, operator: str, state: str | None = "success", **known: Any) -> Record:
+def record(task_id: str, role: Role, state: str | None = "success", **known: Any) -> Record:
     known.setdefault("map_index", -1)
-    return Record(task_id=task_id, operator=operator, state=state, try_number=1, **known)
+    return Record(task_id=task_id, role=role, state=state, try_number=1, **known)
+
+
+def make_tiles(records: Iterable[Record], *edges: str) -> list[dict[str, Any]]:
+    """Return the tiles of records; an edge is written `one >> other`."""
+    return Gallery(records, graph(*edges)).tiles()
+
+
+def graph(*edges: str) -> Graph:
+    upstream: dict[str, set[str]] = {}
+    for edge in edges:
+        above, _, below = edge.partition(" >> ")
+        upstream.setdefault(below, set()).add(above)
+    return Graph(upstream=upstream)
 
 
 def submit(state: str | None = "success", **known: Any) -> Record:
-    return record("submit", "GptImgSubmitOperator", state, prompt="A cat", **known)
+    return record("submit", Role.SUBMIT, state, prompt="A cat", **known)
 
 
 def wait(state: str | None = "success", **known: Any) -> Record:
-    return record("wait", "GptImgTaskSensor", state, **known)
+    return record("wait", Role.WAIT, state, **known)
 
 
 def mirror(state: str | None = "success", **known: Any) -> Record:
-    return record("mirror", "GptImgToS3Operator", state, **known)
+    return record("mirror", Role.MIRROR, state, **known)
 
 
 def finished(image_task: str = "t1", n: int = 1) -> dict[str, Any]:
@@ -62,7 +79,6 @@ def test_submit_wait_and_transfer_are_one_tile_that_shows_the_object():
     assert tiles[0]["uri"] == "s3://bucket/t1/0.png"
     assert tiles[0]["source"] == {"task_id": "mirror", "map_index": -1}
     assert tiles[0]["prompt"] == "A cat"
-    assert tiles[0]["seen_by"] == ["mirror:-1", "submit:-1", "wait:-1"]
 
 
 def test_a_tile_keeps_its_id_as_its_image_comes_into_being():
@@ -91,10 +107,94 @@ def test_a_failed_wait_fails_the_images_it_waited_for_and_no_others():
     assert seen(first, second, failed) == [("pending", "t1", 0), ("failed", "t2", 0)]
 
 
-def test_a_failed_wait_that_names_no_ids_is_about_its_task_group():
-    inside = record("group.submit", "GptImgSubmitOperator", result="t1")
-    failed = record("group.wait", "GptImgTaskSensor", "failed", fields={"gptimg_task_id": "LazySequence(…)"})
-    assert seen(inside, submit(result="t2"), failed) == [("failed", "t1", 0), ("pending", "t2", 0)]
+def test_a_failed_wait_that_names_no_ids_is_about_what_stands_before_it():
+    one, other = record("one", Role.SUBMIT, result="t1"), record("other", Role.SUBMIT, result="t2")
+    failed = wait("failed", fields={"gptimg_task_id": "LazySequence(…)"})
+    tiles = make_tiles([one, other, failed], "one >> join", "join >> wait", "wait >> other")
+    assert [(tile["state"], tile["image_task"]) for tile in tiles] == [("failed", "t1"), ("pending", "t2")]
+
+
+def test_a_mapped_wait_that_names_no_ids_is_about_its_own_index():
+    submits = [submit(result=f"t{index}", map_index=index) for index in range(3)]
+    failed = wait("failed", map_index=1)
+    assert [tile["state"] for tile in make_tiles([*submits, failed], "submit >> wait")] == [
+        "pending",
+        "failed",
+        "pending",
+    ]
+
+
+def test_nobody_is_blamed_where_it_is_not_known_who_failed():
+    both = record("both", Role.WAIT, result=[finished("t1"), finished("t2")])
+    failed = mirror("failed", map_index=1)
+    tiles = make_tiles([both, failed], "both >> mirror")
+    assert [(tile["state"], tile["image_task"], tile["task_id"]) for tile in tiles] == [
+        ("ready", "t1", "both"),
+        ("ready", "t2", "both"),
+        ("failed", None, "mirror"),
+    ]
+    assert all("failure" not in tile for tile in tiles[:2])
+
+
+def test_a_fine_picture_is_not_marked_when_another_task_kept_it_from_s3():
+    good, bad = submit(result=finished("t1"), map_index=0), submit("failed", map_index=1)
+    tiles = make_tiles([good, bad, mirror("upstream_failed")], "submit >> mirror")
+    assert [(tile["state"], tile.get("failure", {}).get("map_index")) for tile in tiles] == [
+        ("ready", None),
+        ("failed", 1),
+    ]
+
+
+def test_what_did_not_run_names_the_task_that_failed():
+    broken = Record("check", -1, "failed", 2)
+    tiles = Gallery([submit("upstream_failed")], graph("check >> pause", "pause >> submit"), [broken]).tiles()
+    failure = tiles[0]["failure"]
+    assert (failure["task_id"], failure["try_number"], failure["not_run"]) == ("check", 2, "submit")
+
+
+def test_tiles_of_one_task_are_those_that_it_had_to_do_with():
+    submits = [submit(result=f"t{index}", map_index=index) for index in range(2)]
+    waits = [wait(result=finished(f"t{index}"), map_index=index) for index in range(2)]
+    run = Gallery([*submits, *waits, mirror(result=[mirrored("t0")])])
+    of = {
+        place: [tile["image_task"] for tile in run.tiles(*place)]
+        for place in (("wait", 1), ("wait", -1), ("submit", 0), ("mirror", -1), ("other", -1))
+    }
+    assert of == {
+        ("wait", 1): ["t1"],
+        ("wait", -1): ["t0", "t1"],
+        ("submit", 0): ["t0"],
+        ("mirror", -1): ["t0"],
+        ("other", -1): [],
+    }
+
+
+@pytest.mark.timeout(60)
+def test_work_grows_with_what_is_recorded_and_no_faster():
+    """Waits whose ids are unreadable, and many transfers of the same images."""
+    submits = [submit(result=f"t{index}", map_index=index) for index in range(4000)]
+    waits = [wait("failed", map_index=index) for index in range(4000)]
+    tiles = make_tiles([*submits, *waits], "submit >> wait")
+    assert len(tiles) == 4000
+    assert {tile["failure"]["task_id"] for tile in tiles} == {"wait"}
+    assert len(json.dumps(tiles)) < 4 << 20
+    objects = [mirrored(f"t{index}") for index in range(1000)]
+    tiles = make_tiles([mirror(result=objects, map_index=index) for index in range(100)])
+    assert len(json.dumps(tiles)) < 1 << 20
+
+
+def test_credits_are_counted_in_every_state():
+    pending = batch("running", *(listed(f"0.{index}", f"t{index}", n=2) for index in range(3)))
+    assert Gallery([pending]).credits() == Credits(charged=12)
+    entries = [
+        Submission("0.0", "t0", 4, state="refunded", credits=8, error="Refused"),
+        Submission("0.1", None, 1, state="unknown", credits=2),
+        Submission("0.2", None, 1, state="not submitted", error="No credits"),
+    ]
+    assert Gallery([batch("failed", *entries)]).credits() == Credits(charged=8, refunded=8, unknown=2)
+    assert Gallery([submit(result="t1", fields={"n": 3})]).credits() == Credits(charged=6)
+    foreign = wait("deferred", fields={"gptimg_task_id": "t8"})
+    assert Gallery([foreign]).credits() == Credits(), "this run did not pay for it"
 
 
 def test_a_failed_transfer_leaves_hosted_pictures_in_sight_and_says_what_is_missing():
@@ -109,13 +209,15 @@ def test_a_wait_for_a_foreign_task_is_seen_too():
     ]
 
 
-def listed(name: str, image_task: str | None, *, n: int = 1, ready: bool = False, error: str | None = None) -> Listed:
+def listed(
+    name: str, image_task: str | None, *, n: int = 1, ready: bool = False, error: str | None = None
+) -> Submission:
     pictures = tuple(Picture(image_task or "", index, bucket="bucket", key=f"{index}") for index in range(n))
-    return Listed(name, image_task, n, f"Prompt {name}", pictures if ready else (), error)
+    return Submission(name, image_task, n, f"Prompt {name}", pictures if ready else (), error, credits=2 * n)
 
 
-def batch(state: str | None, *requests: Listed) -> Record:
-    return record("batch", "GptImgBatchToS3Operator", state, listed=requests)
+def batch(state: str | None, *requests: Submission) -> Record:
+    return record("batch", Role.BATCH, state, submissions=requests)
 
 
 def test_a_batch_shows_each_request_as_it_stands():
@@ -127,8 +229,8 @@ def test_a_batch_shows_each_request_as_it_stands():
     assert len({tile["id"] for tile in tiles}) == 4
     assert [tile["prompt"] for tile in tiles] == ["Prompt 0.0", "Prompt 0.1", "Prompt 0.1", "Prompt 0.2"]
     assert tiles[-1]["failure"]["reason"] == "Refused"
-    assert find_picture(running, "t1", 0) is not None
-    assert find_picture(running, "t2", 0) is None
+    assert running.find("t1", 0) is not None
+    assert running.find("t2", 0) is None
 
 
 def test_a_batch_that_has_not_begun_is_pending_and_one_that_fails_says_so():
@@ -157,15 +259,15 @@ def test_a_batch_that_has_not_begun_is_pending_and_one_that_fails_says_so():
 )
 def test_odd_xcoms_give_no_picture(result):
     odd = wait(result=result)
-    assert find_picture(odd, "t1", 0) is None
+    assert odd.find("t1", 0) is None
     assert all(tile["state"] != "ready" for tile in make_tiles([odd]))
 
 
 def test_only_what_is_named_is_found():
     named = mirror(result=[mirrored("t1", 0)])
-    assert find_picture(named, "t1", 0) == Picture("t1", 0, None, "bucket", "t1/0.png", 10, "image/png", "ab")
-    assert find_picture(named, "t1", 1) is None
-    assert find_picture(named, "t2", 0) is None
+    assert named.find("t1", 0) == Picture("t1", 0, None, "bucket", "t1/0.png", 10, "image/png", "ab")
+    assert named.find("t1", 1) is None
+    assert named.find("t2", 0) is None
 
 
 def test_the_address_that_an_xcom_backend_leaves_in_place_of_a_result_is_no_image_task():

@@ -50,19 +50,45 @@ export function run(dagId, runId) {
   return get(at(API, ["dags", dagId, "dagRuns", runId]));
 }
 
-/** The tiles of a run: {tiles, cut}, where `cut` says that there are more. */
-export function tiles(dagId, runId) {
-  return get(at(HERE, ["dags", dagId, "tiles"], { run_id: runId }));
+/** The tiles of a run, or of one task of it: {tiles, cut, credits, makes_images}; `cut` says that there are more. */
+export function tiles(dagId, runId, only) {
+  return get(at(HERE, ["dags", dagId, "tiles"], { run_id: runId, ...only }));
 }
 
-/** Why a picture cannot be had, as its address says. */
-export async function pictureProblem(url) {
-  const answer = await fetch(url, { credentials: "same-origin" });
-  if (answer.status === 401) return "You are not logged in";
-  if (answer.status === 403) return "Airflow does not let you see it";
-  if (answer.ok) return null;
-  const { detail } = await answer.json();
-  return typeof detail === "string" ? detail : null;
+const TRIES = 6;
+const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, seconds * 1000));
+
+/** Load a picture, later where Airflow is busy. Resolves to what is wrong with it; null: it is there. */
+export async function loadPicture(image, url) {
+  for (let left = TRIES; ; left -= 1) {
+    const loading = new Promise((resolve) => {
+      image.onload = () => resolve(true);
+      image.onerror = () => resolve(false);
+    });
+    image.src = url;
+    if (await loading) return null;
+    const { text, retryAfter } = await problem(url);
+    if (!retryAfter || left <= 1) return text;
+    await pause(retryAfter * (0.5 + Math.random()));
+  }
+}
+
+/** What is wrong with a picture, as its address says, which an image element does not. */
+async function problem(url) {
+  const text = "The image could not be loaded";
+  const stop = new AbortController();
+  try {
+    const answer = await fetch(url, { credentials: "same-origin", signal: stop.signal });
+    if (answer.status === 401) return { text: "You are not logged in" };
+    if (answer.status === 403) return { text: "Airflow does not let you see it" };
+    if (answer.ok) return { text, retryAfter: 1 }; // it is there by now
+    const { detail } = await answer.json();
+    return { text: typeof detail === "string" ? detail : text, retryAfter: Number(answer.headers.get("retry-after")) };
+  } catch {
+    return { text };
+  } finally {
+    stop.abort();
+  }
 }
 
 export function pictureUrl(dagId, runId, tile, download = false) {
@@ -75,6 +101,35 @@ export function pictureUrl(dagId, runId, tile, download = false) {
     ...(download && { download: true }),
   };
   return at(HERE, ["dags", dagId, "picture"], query).href;
+}
+
+export const MOST_IN_ZIP = 40;
+
+export function zipUrl(dagId, runId, tiles) {
+  const url = at(HERE, ["dags", dagId, "zip"], { run_id: runId });
+  for (const { source, image_task, index } of tiles) {
+    url.searchParams.append("pick", [source.task_id, source.map_index, image_task, index].join("/"));
+  }
+  return url.href;
+}
+
+/** Airflow's page of a task instance, which shows its log; of an attempt if one is named. */
+export function taskUrl(dagId, runId, { task_id, map_index }, attempt) {
+  const parts = ["dags", dagId, "runs", runId, "tasks", task_id, ...(map_index >= 0 ? ["mapped", String(map_index)] : [])];
+  return at(new URL("../", HERE), parts, attempt ? { try_number: attempt } : {}).href;
+}
+
+/** Follow a link of Airflow's pages within the page that shows this frame, which may not be left otherwise. */
+export function follow(event) {
+  if (parent === window || event.button || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  const { href } = event.currentTarget;
+  try {
+    parent.history.pushState({}, "", href);
+    parent.dispatchEvent(new PopStateEvent("popstate", { state: {} }));
+  } catch {
+    location.assign(href); // shown by another site
+  }
 }
 
 /** Why a task instance failed, as its log says; null where the log does not. */

@@ -19,6 +19,7 @@ export function make(name, attributes = {}, ...children) {
 const PATHS = {
   copy: "M9 9h10v11H9z M15 9V4H5v11h4",
   download: "M12 4v11 M7.5 11 12 15.5 16.5 11 M5 20h14",
+  log: "M6 4h12v16H6z M9 9h6 M9 12.5h6 M9 16h4",
   pending: "M12 7v5l3.2 2 M12 3a9 9 0 1 0 0 18 9 9 0 0 0 0-18z",
   failed: "M12 8v5 M12 16.3v.2 M12 3a9 9 0 1 0 0 18 9 9 0 0 0 0-18z",
 };
@@ -35,16 +36,17 @@ export function icon(name) {
 
 let fading;
 
-/** Say something that passes, also to a screen reader. */
+/** Say something that passes, also to a screen reader; an open dialog says it itself, for the page behind it is inert. */
 export function say(text) {
-  const toast = byId("said");
+  const toast = document.querySelector("dialog[open] .toast") ?? byId("said");
   toast.textContent = text;
   toast.classList.add("shown");
   clearTimeout(fading);
   fading = setTimeout(() => toast.classList.remove("shown"), 2500);
 }
 
-export async function copy(text) {
+/** Copy a text, and say so in a few words. */
+export async function copy(text, said = `Copied ${text}`) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
@@ -57,7 +59,7 @@ export async function copy(text) {
     field.remove();
     if (!done) return say("Could not be copied");
   }
-  say(`Copied ${text}`);
+  say(said);
 }
 
 export function bytes(size) {
@@ -71,4 +73,6 @@ export function bytes(size) {
   return `${size < 10 ? size.toFixed(1) : Math.round(size)} ${units[unit]}`;
 }
 
+export const pixels = ([width, height]) => `${width} × ${height}`;
+export const taskName = ({ task_id, map_index }) => (map_index >= 0 ? `${task_id} [${map_index}]` : task_id);
 export const counted = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;

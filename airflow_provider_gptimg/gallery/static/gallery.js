@@ -2,9 +2,10 @@
 // The page: which run is looked at, and how it is kept fresh.
 
 import * as airflow from "./airflow.js";
-import { byId, counted, make } from "./dom.js";
-import { Grid, taskName } from "./grid.js";
-import "./theme.js";
+import { byId, counted, make, taskName } from "./dom.js";
+import { Grid } from "./grid.js";
+import { Picks } from "./picks.js";
+import { time } from "./time.js";
 import { Viewer } from "./viewer.js";
 
 const OLDER = "older runs";
@@ -27,10 +28,11 @@ const view = {
   tiles: [],
 };
 
-const grid = new Grid((tile) => viewer.open(view.dagId, view.runId, tile));
+const picks = new Picks();
+const grid = new Grid((tile) => viewer.open(view.dagId, view.runId, tile), picks);
 const viewer = new Viewer(
   () => view.tiles.filter((tile) => tile.state !== "pending" && (view.state === "all" || tile.state === view.state)),
-  (tile) => grid.reason(tile),
+  (tile) => grid.reasons.of(tile),
 );
 
 let timer;
@@ -42,37 +44,36 @@ async function load() {
   const mine = turn;
   const { dagId, runId } = view;
   try {
-    const [run, { tiles, cut }] = await Promise.all([airflow.run(dagId, runId), airflow.tiles(dagId, runId)]);
+    const [run, found] = await Promise.all([airflow.run(dagId, runId), airflow.tiles(dagId, runId, view.only)]);
     if (mine !== turn) return; // another run was chosen meanwhile
     view.run = run;
-    show(tiles, cut);
+    show(found);
     plan();
   } catch (error) {
     if (mine === turn) refuse(error);
   }
 }
 
-function show(tiles, cut) {
-  const { only } = view;
-  // Of a mapped task, Airflow shows the task as a whole too: then no index is known.
-  const isIts = (place) =>
-    place === `${only.task_id}:${only.map_index}` || (only.map_index < 0 && place.startsWith(`${only.task_id}:`));
-  view.tiles = only ? tiles.filter((tile) => tile.seen_by.some(isIts)) : tiles;
+function show(found) {
+  view.tiles = found.tiles;
+  view.makesImages = found.makes_images;
   byId("grid").setAttribute("aria-busy", "false");
+  picks.update(view.dagId, view.runId, view.tiles);
   grid.update(view.dagId, view.runId, view.tiles);
   grid.filter(view.state);
-  count(cut);
+  count(found);
   notifyIfEmpty();
 }
 
 const isOver = () => FINAL.includes(view.run.state);
 
-function count(cut) {
+function count({ cut, credits }) {
   const counts = { all: view.tiles.length, ready: 0, pending: 0, failed: 0 };
   for (const { state } of view.tiles) counts[state] += 1;
   for (const [state, n] of Object.entries(counts)) document.querySelector(`[data-count=${state}]`).textContent = n;
-  const credits = view.tiles.reduce((sum, tile) => sum + (tile.credits ?? 0), 0);
-  const shown = [counted(counts.ready, "image"), counted(credits, "credit"), ...(cut ? ["the run has more"] : [])];
+  const paid = [`${counted(credits.charged, "credit")} charged`, `${credits.refunded} refunded`];
+  if (credits.unknown) paid.push(`up to ${credits.unknown} more unknown`);
+  const shown = [counted(counts.ready, "image"), paid.join(", "), ...(cut ? ["the run has more"] : [])];
   const said = view.tiles.length ? shown.join(" · ") : "";
   const summary = byId("summary");
   // Said aloud when it changes, so it must not be set without need.
@@ -82,6 +83,7 @@ function count(cut) {
 
 /** Look again soon while there is something to wait for, and less often the more there is to fetch. */
 function plan() {
+  if (!view.makesImages) return;
   if (isOver() && !view.tiles.some(({ state }) => state === "pending")) return;
   // A run may be over while images are still pending, as when a wait failed: no hurry then.
   const seconds = isOver() ? 30 : 2 + view.tiles.length / 100;
@@ -106,7 +108,10 @@ function notify(title, text, again = null) {
 function notifyIfEmpty() {
   const inSight = view.tiles.filter(({ state }) => view.state === "all" || state === view.state).length;
   if (inSight) notify("", "");
-  else if (view.tiles.length) notify(`No ${view.state} images`, "Choose another state to see the others.");
+  else if (!view.makesImages) {
+    const what = view.only ? `The task ${view.only.task_id}` : "This run";
+    notify("No images", `${what} makes none: only tasks of the gptimg provider do.`);
+  } else if (view.tiles.length) notify(`No ${view.state} images`, "Choose another state to see the others.");
   else if (isOver()) notify("No images", `This ${view.only ? "task" : "run"} made none.`);
   else notify("No images yet", "They appear here as soon as a task asks for them.");
 }
@@ -126,7 +131,7 @@ function refuse(error) {
   }
   clear();
   if (status === 401) notify("You are not logged in", "Log in to Airflow, then come back.", start);
-  else if (status === 403) notify("No access", "Airflow does not let you see the images of this DAG.");
+  else if (status === 403) notify("No access", "Airflow does not let you see the images of this Dag.");
   else if (status === 404) notify("No such run", "It may have been deleted.");
   else notify("Something went wrong", `Airflow answered with status ${status}.`, start);
 }
@@ -137,6 +142,7 @@ function clear(isLoading = false) {
   turn += 1;
   [view.run, view.tiles] = [null, []];
   viewer.close();
+  picks.update("", "", []);
   grid.update("", "", []);
   byId("grid").setAttribute("aria-busy", String(isLoading));
   byId("summary").textContent = isLoading ? "Loading …" : "";
@@ -155,7 +161,7 @@ async function start() {
     offerDags(latest, listed.dags);
     if (!view.dagId) {
       clear();
-      return notify("No DAGs", "There is none that you may see.");
+      return notify("No Dags", "There is none that you may see.");
     }
     view.runId ??= latest.find(({ dag_id }) => dag_id === view.dagId)?.run_id;
     await chooseDag(view.dagId, view.runId);
@@ -169,7 +175,7 @@ function offerDags(latest, listed) {
   const others = listed.map(({ dag_id }) => dag_id).filter((id) => !recent.includes(id));
   const group = (label, ids) =>
     ids.length ? make("optgroup", { label }, ...ids.map((id) => make("option", { value: id }, id))) : null;
-  const groups = [group("With images lately", recent), group("All DAGs", others)];
+  const groups = [group("With Images Lately", recent), group("All Dags", others)];
   byId("dag").replaceChildren(...groups.filter(Boolean));
   if (view.dagId) byId("dag").value = view.dagId;
 }
@@ -182,10 +188,10 @@ async function chooseDag(dagId, runId = null) {
   if (runId) return Promise.all([offered, load()]);
   const mine = turn;
   await offered;
-  if (mine !== turn) return; // another DAG was chosen meanwhile
+  if (mine !== turn) return; // another Dag was chosen meanwhile
   if (view.runId) return load();
   clear();
-  notify("No runs", "This DAG has not run yet.");
+  notify("No runs", "This Dag has not run yet.");
 }
 
 async function offerRuns() {
@@ -197,12 +203,12 @@ async function offerRuns() {
   list.querySelector(`option[value="${OLDER}"]`)?.remove();
   const option = (id, label, listed) => make("option", { value: id, "data-listed": listed && "" }, label);
   for (const run of found) {
-    const when = run.run_after ? new Date(run.run_after).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }) : "";
+    const when = run.run_after ? time(run.run_after) : "";
     if (![...list.options].some(({ value }) => value === run.dag_run_id)) {
       list.append(option(run.dag_run_id, `${when} · ${run.state} · ${run.dag_run_id}`, true));
     }
   }
-  if (offset + found.length < total) list.append(option(OLDER, "Older runs …", false));
+  if (offset + found.length < total) list.append(option(OLDER, "Older Runs …", false));
   view.runId ??= found[0]?.dag_run_id;
   if (view.runId && ![...list.options].some(({ value }) => value === view.runId)) {
     list.prepend(option(view.runId, view.runId, false));
@@ -231,10 +237,6 @@ function listen() {
   });
 }
 
-if (view.isFixed) {
-  byId("dag-field").hidden = true;
-  byId("run-field").hidden = true;
-  byId("title").textContent = view.only ? `Images of ${taskName(view.only)}` : "Images of this run";
-}
+if (view.isFixed) byId("title").textContent = view.only ? `Images of ${taskName(view.only)}` : "Images of This Run";
 listen();
 start();

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bring the bytes of one picture from its host, within a time and a size that no host can stretch.
+
+It runs on the server's event loop and keeps no thread, so a host that trickles costs a socket and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from airflow_provider_gptimg.mirroring.images import HEAD_BYTES, read_format
+
+__all__ = ["LARGEST", "LONGEST", "HostError", "Opened", "Source", "fetch"]
+
+LONGEST = 45.0
+"""Seconds that one picture may take in all, its viewer's share included."""
+LARGEST = 64 * 1024 * 1024
+"""Bytes of the largest picture that is shown."""
+_HOST_MAY_TAKE = 15.0
+"""Seconds that a host may let us wait in all."""
+
+
+class HostError(Exception):
+    """A host that gives no picture.
+
+    :param status: Its HTTP status; None: it did not answer, not in time, or with something else than an image.
+    """
+
+    def __init__(self, text: str, status: int | None = None, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(text)
+        self.status = status
+        self.headers = headers or {}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a picture is.
+
+    :param url: May hold a signature, so it must not be shown.
+    :param verify: What httpx takes: an SSL context.
+    """
+
+    url: str = field(repr=False)
+    verify: Any = True
+    proxy: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A picture on its way.
+
+    :param content_type: As its bytes say.
+    :param size: Bytes; None: unknown.
+    :param chunks: Raises :class:`HostError` where they end too early, come too slowly or are too many.
+    """
+
+    content_type: str
+    extension: str
+    size: int | None
+    headers: Mapping[str, str]
+    chunks: AsyncIterator[bytes]
+
+
+@asynccontextmanager
+async def fetch(source: Source) -> AsyncIterator[Opened]:
+    """Ask for a picture; its connection is closed at the end.
+
+    :raises HostError: There is none.
+    """
+    patience = _Patience(_HOST_MAY_TAKE)
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(
+            httpx.AsyncClient(
+                verify=source.verify,
+                proxy=source.proxy,
+                trust_env=False,
+                follow_redirects=False,
+                # As it is stored: what would have to be unpacked may be larger than it looks.
+                headers={"accept": "image/*", "accept-encoding": "identity"},
+                timeout=httpx.Timeout(_HOST_MAY_TAKE),
+            )
+        )
+        # `stream` would set a cookie jar and hooks to work that nobody needs; the request is built here in any case.
+        request = client.build_request("GET", source.url)
+        try:
+            async with patience:
+                answer = await client.send(request, stream=True)
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+            raise HostError(f"The host does not answer ({type(error).__name__})") from None
+        stack.push_async_callback(answer.aclose)
+        if answer.status_code != 200:
+            raise HostError("The host has no such image", answer.status_code, answer.headers)
+        length = answer.headers.get("content-length", "")
+        size = int(length) if length.isdigit() and len(length) < 16 else None
+        if (size or 0) > LARGEST:
+            raise HostError(f"The image is larger than {LARGEST >> 20} MiB")
+        chunks = _read(answer, patience)
+        head = b""
+        async for chunk in chunks:
+            head += chunk
+            if len(head) >= HEAD_BYTES:
+                break
+        found = read_format(head)
+        if found is None:
+            raise HostError("What is there is not an image")
+        yield Opened(found.content_type, found.extension, size, answer.headers, _together(head, chunks))
+
+
+async def _read(answer: httpx.Response, patience: _Patience) -> AsyncIterator[bytes]:
+    raw, size = answer.aiter_raw(), 0
+    while True:
+        try:
+            async with patience:
+                chunk = await anext(raw, None)
+        except (httpx.HTTPError, OSError) as error:
+            raise HostError(f"The image was cut ({type(error).__name__})") from None
+        if chunk is None:
+            return
+        size += len(chunk)
+        if size > LARGEST:
+            raise HostError(f"The image is larger than {LARGEST >> 20} MiB")
+        yield chunk
+
+
+async def _together(head: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield head
+    async for chunk in rest:
+        yield chunk
+
+
+class _Patience:
+    """Counts the seconds that a host lets us wait, over all that is asked of it."""
+
+    def __init__(self, seconds: float) -> None:
+        self._left = seconds
+
+    async def __aenter__(self) -> None:
+        self._since = time.monotonic()
+        self._timeout = asyncio.timeout(max(0.0, self._left))
+        await self._timeout.__aenter__()
+
+    async def __aexit__(self, *error: Any) -> None:
+        self._left -= time.monotonic() - self._since
+        try:
+            await self._timeout.__aexit__(*error)
+        except TimeoutError:
+            raise HostError("The host is too slow") from None
