@@ -1,31 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an image's bytes come from their host: streamed into a file, checked on the way, and whole."""
+"""Download an image from its host into a file: checked on the way, whole, and bounded in bytes and in time."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from contextlib import ExitStack
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from threading import Lock
-from typing import IO
+from typing import IO, Any
 
 import httpx
 
+from airflow_provider_gptimg.api.texts import clean_url
 from airflow_provider_gptimg.exceptions import GptImgMediaError
-from airflow_provider_gptimg.hooks.connection import ConnectionSettings
+from airflow_provider_gptimg.hooks.connection import ConnectionSettings, Origin
+from airflow_provider_gptimg.hooks.decoding import BodyError, BodyTooLargeError, BoundedBody
 from airflow_provider_gptimg.hooks.http import sync_client
-from airflow_provider_gptimg.hooks.origin import Origin
-from airflow_provider_gptimg.mirroring.images import (
-    HEAD_BYTES,
-    EndFinder,
-    ImageFormat,
-    Pixels,
-    PixelsFinder,
-    read_format,
-)
+from airflow_provider_gptimg.hooks.time_limit import TimeLimit
+from airflow_provider_gptimg.mirroring.images import HEAD_BYTES, ImageFormat, ImageReader, Pixels, read_format
 
-__all__ = ["Download", "Downloader", "GoneError", "TransientError", "without_query"]
+__all__ = ["Download", "Downloader", "GoneError", "TransientError"]
 
 _SLOWEST = 16 * 1024
 """Bytes a second that a download must reach on average once a call's timeout has passed."""
@@ -33,7 +30,7 @@ _SLOWEST = 16 * 1024
 
 @dataclass(frozen=True)
 class Download:
-    """What came: an image, whole.
+    """An image that came, whole.
 
     :param size: Bytes.
     :param digest: Its sha256.
@@ -61,8 +58,19 @@ class GoneError(Exception):
         self.for_good = for_good
 
 
+@dataclass
+class _Lane:
+    """A client that has one request at a time, and so at most one connection.
+
+    :param stream: That connection, where one was made.
+    """
+
+    client: httpx.Client
+    stream: Any = None
+
+
 class Downloader:
-    """Downloads images, from several threads if need be, with one client for each host. Close it after use.
+    """Downloads images, from several threads if need be, and keeps connections. Close it after use.
 
     :param max_image_bytes: Larger images are refused.
     """
@@ -70,8 +78,8 @@ class Downloader:
     def __init__(self, settings: ConnectionSettings, max_image_bytes: int) -> None:
         self._settings = settings
         self._max_image_bytes = max_image_bytes
-        self._clients: dict[Origin, httpx.Client] = {}
-        self._clients_lock = Lock()
+        self._idle: dict[Origin, list[_Lane]] = defaultdict(list)
+        self._lock = Lock()
         self._stack = ExitStack()
 
     def close(self) -> None:
@@ -81,25 +89,56 @@ class Downloader:
     def download(self, url: str, file: IO[bytes], name: str) -> Download:
         """Write the image at `url` into `file`.
 
+        It ends within the connection's `timeout` for the head of the answer, and that and the time that
+        `max_image_bytes` take at 16 KiB a second for all of it, whatever trickles in between.
+
         :param name: Stands for the image in errors.
         :raises TransientError: It did not come, or not all of it.
-        :raises GoneError: It is not there any more.
-        :raises GptImgMediaError: It is no image, or too large.
+        :raises GoneError: It is not there any more, or not yet.
+        :raises GptImgMediaError: It is not an image, or too large.
         """
-        headers = {"accept": "image/*", "accept-encoding": "identity"}
+        started = time.monotonic()
+        whole = TimeLimit(self._settings.call_timeout + self._max_image_bytes / _SLOWEST)
+        head = TimeLimit(self._settings.call_timeout)
         try:
-            with self._client(url).stream("GET", url, headers=headers) as answer:
+            with self._lane(url) as lane, whole, self._open(lane, url, head) as answer:
+                whole.take(lane.stream)
                 self._check_answer(answer, name)
-                return self._receive(answer, file, name)
+                return self._receive(answer, file, name, started)
         except (httpx.RequestError, OSError) as error:
+            if head.is_over or whole.is_over:
+                raise TransientError(f"it took longer than {time.monotonic() - started:.0f} s") from error
             raise TransientError(f"{type(error).__name__}: {error}") from error
 
-    def _client(self, url: str) -> httpx.Client:
+    @contextmanager
+    def _lane(self, url: str) -> Iterator[_Lane]:
         origin = Origin.of(url)
-        with self._clients_lock:
-            if origin not in self._clients:
-                self._clients[origin] = self._stack.enter_context(sync_client(self._settings, origin))
-            return self._clients[origin]
+        with self._lock:
+            idle = self._idle[origin]
+            lane = idle.pop() if idle else _Lane(self._stack.enter_context(sync_client(self._settings, origin)))
+        try:
+            yield lane
+        finally:
+            with self._lock:
+                idle.append(lane)
+
+    @contextmanager
+    def _open(self, lane: _Lane, url: str, limit: TimeLimit) -> Iterator[httpx.Response]:
+        """Yield the answer as soon as its head is there."""
+        with limit:
+            limit.take(lane.stream)  # httpx does not tell when it uses a connection that it has kept
+            request = lane.client.build_request(
+                "GET",
+                url,
+                headers={"accept": "image/*", "accept-encoding": "identity"},
+                extensions={"trace": limit.trace},
+            )
+            answer = lane.client.send(request, stream=True)
+        try:
+            lane.stream = answer.extensions["network_stream"]
+            yield answer
+        finally:
+            answer.close()
 
     def _check_answer(self, answer: httpx.Response, name: str) -> None:
         status = answer.status_code
@@ -109,7 +148,7 @@ class Downloader:
             raise TransientError(f"HTTP {status}")
         if status != 200:
             why = "a redirect, which is not followed" if 300 <= status < 400 else "no image"
-            raise GptImgMediaError(f"{name}: {without_query(str(answer.url))} answered with {why}", http_status=status)
+            raise GptImgMediaError(f"{name}: {clean_url(str(answer.url))} answered with {why}", http_status=status)
         length = answer.headers.get("content-length", "")
         if length.isdigit() and int(length) > self._max_image_bytes:
             raise self._too_large(name, int(length))
@@ -120,43 +159,50 @@ class Downloader:
             "raise it if that is right"
         )
 
-    def _receive(self, answer: httpx.Response, file: IO[bytes], name: str) -> Download:
+    def _receive(self, answer: httpx.Response, file: IO[bytes], name: str, started: float) -> Download:
         digest = hashlib.sha256()
-        size, head = 0, b""
+        size, start = 0, b""
+        reader: ImageReader | None = None
         image_format: ImageFormat | None = None
-        finders: tuple[EndFinder, PixelsFinder] | None = None
-        started = time.monotonic()
-        for chunk in answer.iter_bytes():
-            size += len(chunk)
-            if size > self._max_image_bytes:
-                raise self._too_large(name, size)
-            taken = time.monotonic() - started - self._settings.call_timeout
-            if taken > 0 and size < taken * _SLOWEST:
-                raise TransientError(f"it sent {size} bytes in {taken + self._settings.call_timeout:.0f} s")
-            if finders is None:
-                head += chunk
-                if len(head) >= HEAD_BYTES:
-                    image_format = read_format(head)
-                    if image_format is None:
-                        break
-                    finders = EndFinder(image_format), PixelsFinder(image_format)
-                    for finder in finders:
-                        finder.feed(head)
-            else:
-                for finder in finders:
-                    finder.feed(chunk)
-            digest.update(chunk)
-            file.write(chunk)
-        if image_format is None or finders is None:
-            shown = without_query(str(answer.url))
-            raise GptImgMediaError(f"{name} is no PNG, JPEG or WebP: {shown} starts with {head[:HEAD_BYTES]!r}")
-        end, pixels = finders
+        for piece in self._pieces(answer, name, started):
+            size += len(piece)
+            digest.update(piece)
+            file.write(piece)
+            if reader:
+                reader.feed(piece)
+                continue
+            start += piece
+            if len(start) >= HEAD_BYTES:
+                image_format = read_format(start)
+                if image_format is None:
+                    break
+                reader = ImageReader(image_format)
+                reader.feed(start)
+        if image_format is None or reader is None:
+            shown = clean_url(str(answer.url))
+            raise GptImgMediaError(f"{name} is not a PNG, JPEG or WebP: {shown} starts with {start[:HEAD_BYTES]!r}")
         told = "content-length" in answer.headers or "chunked" in answer.headers.get("transfer-encoding", "")
-        if end.is_cut or not (told or end.ends_well):
+        if reader.is_cut or not (told or reader.ends_well):
             raise TransientError(f"it is cut: {size} bytes came, and its end was not among them")
-        return Download(size, digest.digest(), image_format, pixels.pixels)
+        return Download(size, digest.digest(), image_format, reader.pixels)
 
-
-def without_query(url: str) -> str:
-    """Return `url` as it may be shown: a query may hold a signature."""
-    return url.split("?", 1)[0][:200]
+    def _pieces(self, answer: httpx.Response, name: str, started: float) -> Iterator[bytes]:
+        """Yield the decoded body, counted before it is held."""
+        size = 0
+        try:
+            body = BoundedBody(answer.headers.get("content-encoding", ""), self._max_image_bytes)
+            for chunk in answer.iter_raw():
+                for piece in body.feed(chunk):
+                    size += len(piece)
+                    yield piece
+                taken = time.monotonic() - started
+                if size < (taken - self._settings.call_timeout) * _SLOWEST:
+                    raise TransientError(f"it sent {size} bytes in {taken:.0f} s")
+        except BodyTooLargeError:
+            raise self._too_large(name, self._max_image_bytes + 1) from None
+        except BodyError as error:
+            raise GptImgMediaError(f"{name}: {clean_url(str(answer.url))} sent a body that {error}") from None
+        try:
+            body.end()
+        except BodyError as error:
+            raise TransientError(f"it is cut: the body {error}") from None

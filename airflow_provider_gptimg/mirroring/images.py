@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an image's own bytes say: its format, its pixels, and whether its end is there."""
+"""Read an image's own bytes: its format, its size in pixels, and whether its end is there."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
-__all__ = ["FORMATS", "HEAD_BYTES", "EndFinder", "ImageFormat", "Pixels", "PixelsFinder", "read_format"]
+__all__ = ["FORMATS", "HEAD_BYTES", "ImageFormat", "ImageReader", "Pixels", "read_format"]
 
 HEAD_BYTES = 12
 """Bytes from the start of an image that tell its format."""
@@ -27,7 +28,7 @@ FORMATS = (PNG, JPEG, WEBP)
 
 
 def read_format(head: bytes) -> ImageFormat | None:
-    """Return the format that the first bytes of a file show; None if it is no PNG, JPEG or WebP.
+    """Return the format that the first bytes of a file show; None if it is not a PNG, JPEG or WebP.
 
     :param head: At least :data:`HEAD_BYTES`, unless the file is shorter.
     """
@@ -47,66 +48,135 @@ class Pixels(NamedTuple):
     height: int
 
 
-class PixelsFinder:
-    """Reads an image's size in pixels as its bytes pass by.
+class ImageReader:
+    """Follows an image's structure as its bytes pass by: its size in pixels, and whether the file is whole.
 
-    PNG and WebP tell it in their first 30 bytes, JPEG after as many segments of metadata as there are. Feed it all
-    bytes in order.
+    PNG is a list of chunks that `IEND` ends, WebP says its length at its start, JPEG is a list of segments with an end
+    marker after its data. Feed it all bytes in order.
     """
 
     def __init__(self, image_format: ImageFormat) -> None:
         self._format = image_format
-        self._kept = b""
-        self._skip = 2 if image_format is JPEG else 0  # the marker that JPEG starts with
-        self._done = False
         self.pixels: Pixels | None = None
         """None until it is found, and for ever where the image does not tell."""
+        self._head = b""
+        self._seen = 0
+        self._need = 8  # where the next PNG chunk's header starts
+        self._header = b""
+        self._kept = b""  # of a JPEG, the bytes that are not understood yet
+        self._skip = 2  # where its next segment starts, counted from the next byte
+        self._in_data = False
+        self._has_frame = False
+        self._followed = True
+        """False for what has the first bytes of a format only, as stand-ins in tests do."""
+        self._ended = False
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes."""
-        if self._done:
-            return
+        if self._format is JPEG:
+            if not self._ended:
+                self._follow_jpeg(data)
+        else:
+            if len(self._head) < _TELLING_BYTES:
+                self._read_head(data)
+            if self._format is PNG and self._followed and not self._ended:
+                self._follow_png(data)
+        self._seen += len(data)
+
+    def _read_head(self, data: bytes) -> None:
+        self._head = (self._head + data)[:_TELLING_BYTES]
+        if len(self._head) == _TELLING_BYTES:
+            self._set_pixels((_png_pixels if self._format is PNG else _webp_pixels)(self._head))
+
+    def _set_pixels(self, pixels: Pixels | None) -> None:
+        self.pixels = pixels if pixels and all(pixels) else None
+
+    def _follow_png(self, data: bytes) -> None:
+        position = 0
+        while not self._ended:
+            skip = self._need - (self._seen + position)
+            if skip > 0:
+                position += skip
+                if position >= len(data):
+                    return
+            take = 8 - len(self._header)
+            self._header += data[position : position + take]
+            if len(self._header) < 8:
+                self._need = self._seen + len(data)
+                return
+            position += take
+            length, name = int.from_bytes(self._header[:4], "big"), self._header[4:]
+            if self._need <= 16 and name != b"IHDR":
+                self._followed = False
+                return
+            self._header = b""
+            self._ended = name == b"IEND"
+            self._need = self._seen + position + length + 4
+
+    def _follow_jpeg(self, data: bytes) -> None:
+        """Go from marker to marker, over what a segment holds: the thumbnail of a camera is a JPEG itself."""
         if self._skip >= len(data):
             self._skip -= len(data)
             return
-        self._kept += data[self._skip :]
-        self._skip = 0
-        if self._format is JPEG:
-            self._follow_jpeg()
-        elif len(self._kept) >= 30:
-            read = _png_pixels if self._format is PNG else _webp_pixels
-            self._end(read(self._kept))
+        data, position = self._kept + data[self._skip :], 0
+        self._skip, self._kept = 0, b""
+        while found := _JPEG_MARKER.search(data, position):
+            self._note_filler(data[position : found.start()])
+            marker = data[found.start() + 1]
+            if marker == _JPEG_END:
+                self._ended = True
+                return
+            if marker in _JPEG_ALONE:
+                position = found.end()
+                continue
+            if len(data) - found.start() < _JPEG_SEGMENT_HEAD:
+                self._kept = data[found.start() :]
+                return
+            segment = data[found.start() :]
+            if marker in _JPEG_FRAMES and not self._has_frame:
+                self._has_frame = True
+                height, width = segment[5:7], segment[7:9]
+                self._set_pixels(Pixels(int.from_bytes(width, "big"), int.from_bytes(height, "big")))
+            self._in_data = self._in_data or marker == _JPEG_DATA
+            position = found.start() + 2 + int.from_bytes(segment[2:4], "big")
+            if position > len(data):
+                self._skip = position - len(data)
+                return
+        rest = data[position:]
+        self._note_filler(rest)
+        self._kept = b"\xff" if rest.endswith(b"\xff") else b""
 
-    def _end(self, pixels: Pixels | None) -> None:
-        self.pixels = pixels if pixels and all(pixels) else None
-        self._kept = b""
-        self._done = True
+    def _note_filler(self, between: bytes) -> None:
+        """Doubt a file with other bytes between its segments, until a frame shows that it is a JPEG all the same."""
+        if not self._in_data and between.strip(b"\xff"):
+            self._followed = False
 
-    def _follow_jpeg(self) -> None:
-        """Go from segment to segment up to the frame header, which comes before the image's data."""
-        data, position = self._kept, 0
-        while position + 9 <= len(data):
-            marker = data[position + 1]
-            if data[position] != 0xFF or marker in _JPEG_NO_HEADER:
-                return self._end(None)
-            if marker == 0xFF:  # padding
-                position += 1
-            elif marker in _JPEG_FRAMES:
-                height, width = data[position + 5 : position + 7], data[position + 7 : position + 9]
-                return self._end(Pixels(int.from_bytes(width, "big"), int.from_bytes(height, "big")))
-            else:
-                position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-        self._kept = data[position:]
-        self._skip = max(position - len(data), 0)
-        return None
+    @property
+    def is_cut(self) -> bool:
+        """Whether the bytes fed so far are certainly less than the image said it would have."""
+        if self._format is PNG:
+            return self._followed and not (self._ended and self._seen >= self._need)
+        if self._format is WEBP:
+            return self._seen < int.from_bytes(self._head[4:8], "little") + 8
+        return not self._ended and (self._followed or self._has_frame)
+
+    @property
+    def ends_well(self) -> bool:
+        """Whether the image has come to its end; for a transfer whose length nobody said."""
+        return not self.is_cut and (self._ended or self._format is WEBP)
 
 
+_TELLING_BYTES = 30
+"""Bytes from the start of a PNG or WebP that tell its size in pixels."""
+# FF 00 is a byte of data, FF D0 to D7 are in the midst of data, and FF FF is padding.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 # Frame headers of all codings; DHT, JPG and DAC (C4, C8, CC) stand among them.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-# The image's data or its end: a frame header does not come any more.
-_JPEG_NO_HEADER = frozenset({0xD9, 0xDA})
+_JPEG_ALONE = frozenset({0x01, 0xD8})
 _JPEG_DATA = 0xDA
-_JPEG_END = b"\xff\xd9"
+_JPEG_END = 0xD9
+_JPEG_SEGMENT_HEAD = 9
+"""Bytes of a segment that hold its length, and of a frame header its pixels. No file ends sooner after a marker."""
 
 
 def _png_pixels(head: bytes) -> Pixels | None:
@@ -127,98 +197,3 @@ def _webp_pixels(head: bytes) -> Pixels | None:
             width, height = (int.from_bytes(size, "little") & 0x3FFF for size in sizes)
             return Pixels(width, height)
     return None
-
-
-class EndFinder:
-    """Follows an image's structure as its bytes pass by, to tell a whole file from a cut one.
-
-    PNG is a list of chunks of which `IEND` is the last, WebP says its length at its start, JPEG has an end marker
-    after its data. Feed it all bytes in order.
-    """
-
-    def __init__(self, image_format: ImageFormat) -> None:
-        self._format = image_format
-        self._seen = 0
-        self._need = 8  # where the next PNG chunk's header starts
-        self._header = b""
-        self._kept = b""  # of a JPEG, the bytes that are not understood yet
-        self._skip = 2  # where its next segment starts, counted from the next byte
-        self._in_data = False
-        self._followed = image_format is not WEBP
-        self._ended = False
-        self._tail = b""
-
-    def feed(self, data: bytes) -> None:
-        """Take the next bytes."""
-        if self._followed and not self._ended:
-            if self._format is PNG:
-                self._follow_png(data)
-            else:
-                self._follow_jpeg(data)
-        if self._format is WEBP and self._seen < 8:
-            self._header = (self._header + data)[:8]
-        self._seen += len(data)
-        self._tail = (self._tail + data[-64:])[-64:]
-
-    def _follow_png(self, data: bytes) -> None:
-        position = 0
-        while not self._ended:
-            skip = self._need - (self._seen + position)
-            if skip > 0:
-                position += skip
-                if position >= len(data):
-                    return
-            take = 8 - len(self._header)
-            self._header += data[position : position + take]
-            if len(self._header) < 8:
-                self._need = self._seen + len(data)
-                return
-            position += take
-            length, name = int.from_bytes(self._header[:4], "big"), self._header[4:]
-            if self._need <= 16 and name != b"IHDR":
-                self._followed = False  # a PNG by its signature alone: nothing to hold it against
-                return
-            self._header = b""
-            self._ended = name == b"IEND"
-            self._need = self._seen + position + length + 4
-
-    def _follow_jpeg(self, data: bytes) -> None:
-        """Go from segment to segment up to the image's data, then look for the end marker, which data cannot hold.
-
-        A segment can: the thumbnail of a camera is a JPEG itself.
-        """
-        if self._skip >= len(data):
-            self._skip -= len(data)
-            return
-        data, position = self._kept + data[self._skip :], 0
-        while not self._in_data and position + 4 <= len(data):
-            marker = data[position + 1]
-            if data[position] != 0xFF:
-                self._followed = False  # a JPEG by its first bytes alone: nothing to hold it against
-                return
-            if marker == 0xFF:  # padding
-                position += 1
-            else:
-                position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-                self._in_data = marker == _JPEG_DATA
-        self._skip = max(position - len(data), 0)
-        if self._in_data:
-            self._ended = data.find(_JPEG_END, position) >= 0
-            position = max(position, len(data) - 1)
-        self._kept = data[position:]
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether the bytes fed so far are certainly less than the image said it would have."""
-        if self._format is PNG:
-            return self._followed and not (self._ended and self._seen >= self._need)
-        if self._format is WEBP:
-            return self._seen < int.from_bytes(self._header[4:8], "little") + 8
-        return self._followed and not self._ended
-
-    @property
-    def ends_well(self) -> bool:
-        """Whether the last bytes are those of a whole image; for a transfer whose length nobody said."""
-        if self._format is JPEG:
-            return not self.is_cut and self._tail.rstrip(b"\0").endswith(_JPEG_END)
-        return not self.is_cut and (self._format is WEBP or self._ended)

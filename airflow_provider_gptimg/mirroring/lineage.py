@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from airflow_provider_gptimg.airflow_compat import Asset, AssetAlias, get_hook_lineage_collector
-from airflow_provider_gptimg.mirroring.download import without_query
+from airflow_provider_gptimg.api.texts import clean_url
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -63,7 +63,7 @@ def report_to_collector(hook: Any, objects: Iterable[MirroredObject]) -> None:
     """
     collector = get_hook_lineage_collector()
     for mirrored in objects:
-        collector.add_input_asset(context=hook, uri=without_query(mirrored.source_url))
+        collector.add_input_asset(context=hook, uri=clean_url(mirrored.source_url))
         collector.add_output_asset(
             context=hook, scheme="s3", asset_kwargs={"bucket": mirrored.bucket, "key": mirrored.key}
         )

@@ -18,9 +18,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 from airflow_provider_gptimg.api.protocol import backoff
 from airflow_provider_gptimg.api.tasks import COMPLETED, Image, ImageTask
+from airflow_provider_gptimg.api.texts import clean_url
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgMediaError, GptImgRequestError
 from airflow_provider_gptimg.mirroring.destination import KeyPattern
-from airflow_provider_gptimg.mirroring.download import Download, Downloader, GoneError, TransientError, without_query
+from airflow_provider_gptimg.mirroring.download import Download, Downloader, GoneError, TransientError
 from airflow_provider_gptimg.mirroring.images import FORMATS
 from airflow_provider_gptimg.mirroring.listing import LOOKS_AT_A_TIME, list_each
 from airflow_provider_gptimg.mirroring.marks import LARGEST_METADATA
@@ -226,12 +227,12 @@ class Mirror:
                         url = self._settings.check_media_url(images[source.index].url)
                         continue
                 if gone >= (2 if error.for_good else _GONE_ATTEMPTS):
-                    raise GptImgMediaError(f"{source} is gone from {without_query(url)}: {error}") from error
+                    raise GptImgMediaError(f"{source} is gone from {clean_url(url)}: {error}") from error
                 self._pause(source, error, gone)
             except TransientError as error:
                 if attempt >= _DOWNLOAD_ATTEMPTS:
                     raise GptImgMediaError(
-                        f"{source} could not be downloaded from {without_query(url)}: {error}"
+                        f"{source} could not be downloaded from {clean_url(url)}: {error}"
                     ) from error
                 self._pause(source, error, attempt)
 

@@ -8,7 +8,7 @@ from hypothesis import given, strategies as st
 from mirroring_images import picture
 from PIL import Image
 
-from airflow_provider_gptimg.mirroring.images import HEAD_BYTES, Pixels, PixelsFinder, read_format
+from airflow_provider_gptimg.mirroring.images import HEAD_BYTES, ImageReader, Pixels, read_format
 
 EXIF = Image.Exif()
 EXIF[0x010E] = "description " * 3000
@@ -33,7 +33,7 @@ def found(content: bytes, cuts: list[int]) -> Pixels | None:
     """Return what a finder sees when the image comes in pieces, the first of them long enough to tell the format."""
     image_format = read_format(content[:HEAD_BYTES])
     assert image_format is not None
-    finder = PixelsFinder(image_format)
+    finder = ImageReader(image_format)
     ends = sorted({cut for cut in cuts if cut < len(content)})
     for start, end in zip([0, *ends], [*ends, len(content)], strict=True):
         finder.feed(content[start:end])
