@@ -8,11 +8,12 @@ export UV_SYSTEM_CERTS := 1
 # Compiled once at installation; else each of Airflow's processes compiles all of it anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test system browser chaos cluster soak matrix bench check types dist sbom docs lock clean help
+.PHONY: setup demo test fuzz system browser chaos cluster soak matrix bench check types dist sbom docs lock clean help
 
 help:
 	@echo "make demo    run an example DAG on a throw-away Airflow with a stand-in API and S3"
 	@echo "make test    the tests, with one DAG on a running Airflow"
+	@echo "make fuzz    a million odd answers of the API (ANSWERS=1000000)"
 	@echo "make system  more on a running Airflow: kills at every point, the gallery, the sandbox"
 	@echo "make browser install the browser that shows the gallery to its tests (as root)"
 	@echo "make chaos   minutes of random kills"
@@ -43,6 +44,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not (system or chaos or registry)" $(PYTEST_ARGS)
+
+fuzz: $(READY)
+	FUZZ_ANSWERS=$(or $(ANSWERS),1000000) $(BIN)/python -m pytest tests/unit/hooks/test_hook_fuzzed.py -s $(PYTEST_ARGS)
 
 system: $(READY)
 	$(BIN)/python -m pytest -m system $(PYTEST_ARGS)
@@ -85,7 +89,7 @@ bench: $(READY)
 	$(BIN)/uv pip install --quiet --python .venv-bench/bin/python --require-hashes --compile-bytecode \
 		-r benchmarks/requirements.lock
 	$(BIN)/uv pip install --quiet --python .venv-bench/bin/python --no-deps --no-build-isolation --editable .
-	for benchmark in polling_schedule polling_cost waiting_dag mirroring batch; do \
+	for benchmark in polling_schedule polling_cost polling_on_time waiting_dag mirroring batch; do \
 		.venv-bench/bin/python -m benchmarks.$$benchmark $(BENCH_ARGS) || exit 1; \
 	done
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server light enough not to be what a benchmark measures: each task is `processing`, for ever.
+"""A server light enough not to be what a benchmark measures: each task is `processing`, for ever or until its end.
 
 It speaks the poll of the gpt-image-2 API and, for the official triggers beside it, as much of OpenAI's batches and
 Databricks' job runs as a poll needs. It is a bare asyncio protocol on a thread, and remembers when it answered.
@@ -41,6 +41,8 @@ class LoopbackApi:
         self.latency = latency
         self.ca_bundle = folder / "ca-bundle.pem"
         self.answered_at: list[float] = []
+        self.asked: list[tuple[float, str]] = []
+        """When each path was asked for, in Unix seconds."""
         self.connections: set[asyncio.Protocol] = set()
         self.most_connections = 0
         self._context = _make_certificate(folder, self.ca_bundle)
@@ -67,6 +69,7 @@ class LoopbackApi:
     def forget(self) -> None:
         """Start counting anew; connections that are there already, perhaps of a client that has ended, do not count."""
         self.answered_at.clear()
+        self.asked.clear()
         self.connections = set()
         self.most_connections = 0
 
@@ -105,6 +108,7 @@ class _Connection(asyncio.Protocol):
                 return
             path = self.received.split(b" ", 2)[1].decode()
             self.received = self.received[end + 4 + length :]
+            self.api.asked.append((time.time(), path))
             asyncio.get_running_loop().call_later(self.api.latency, self.answer, path)
 
     def answer(self, path: str) -> None:
@@ -142,6 +146,9 @@ def _body(path: str) -> dict[str, object] | None:
             "images": [],
             "created_at": _CREATED_AT,
         }
+        ends = task_id.split("-")[3:]  # gpt-image-2-1780000000.123-…
+        if len(ends) > 1 and time.time() >= float(ends[0]):
+            data |= {"status": "completed", "images": [{"url": "https://127.0.0.1/x.png", "content_type": "image/png"}]}
         return {"success": True, "data": data}
     if start == "/v1/batches":
         return {

@@ -199,7 +199,11 @@ def _error_envelope(answer: Answer) -> _Envelope | None:
     message = fields.get("message")
     if not isinstance(message, str):
         message = error if isinstance(error, str) else "no message"
-    return _Envelope(message=clean(message), code=clean(code) if code else None, request_id=_request_id(answer))
+    return _Envelope(
+        message=clean(message) or "no message",
+        code=clean(code) if code else None,
+        request_id=_request_id(answer),
+    )
 
 
 def _request_id(answer: Answer) -> str | None:
