@@ -197,7 +197,7 @@ class ConnectionSettings:
         """
         if len(self.api_key) < _SHORTEST_KEY:  # it would be found in innocent words
             return
-        if any(self.api_key in text for text in texts_of([call.task_id, call.body])):
+        if self.api_key in (call.task_id or "") or any(self.api_key in text for text in texts_of(call.body)):
             raise GptImgRequestError(
                 f"A text of the request holds the API key of connection {self.conn_id!r}, so nothing was sent. Airflow "
                 "renders Jinja also in what expand_kwargs() brings: pass foreign text by expand(), or as the XCom of "

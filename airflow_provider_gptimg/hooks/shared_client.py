@@ -16,6 +16,7 @@ from ssl import SSLContext
 from weakref import WeakKeyDictionary
 
 import aiohttp
+from aiohttp import hdrs
 
 from airflow_provider_gptimg.api.answers import Answer, NoAnswer
 from airflow_provider_gptimg.api.calls import Call, poll_call
@@ -85,7 +86,9 @@ class SharedClient:
         :raises GptImgError: As :meth:`GptImgHook.get_task`.
         """
         call = poll_call(task_id)
-        settings = await self._current()
+        settings = self._settings
+        if settings is None or time.monotonic() - self._read_at > _FRESH:
+            settings = await self._read_again()
         try:
             return await self._drive(settings, call, max_attempts)
         except GptImgError as error:
@@ -96,21 +99,20 @@ class SharedClient:
                 raise
         return await self._drive(fresh, call, max_attempts)
 
-    async def _current(self) -> ConnectionSettings:
-        """Return the settings, read again each minute also for waits that go on; not if that fails just now."""
-        if self._settings is None:
+    async def _read_again(self) -> ConnectionSettings:
+        """Return the settings, read again; if that fails while waits are under way, those from before."""
+        try:
             return await self.settings()
-        if time.monotonic() - self._read_at > _FRESH:
-            try:
-                return await self.settings()
-            except Exception as error:
-                self._read_at = time.monotonic()
-                log.warning(
-                    "Connection %r cannot be read again (%s): waits go on with what it said before",
-                    self.conn_id,
-                    type(error).__name__,
-                )
-        return self._settings
+        except Exception as error:
+            if self._settings is None:
+                raise
+            self._read_at = time.monotonic()
+            log.warning(
+                "Connection %r cannot be read again (%s): waits go on with what it said before",
+                self.conn_id,
+                type(error).__name__,
+            )
+            return self._settings
 
     async def _drive(self, settings: ConnectionSettings, call: Call, max_attempts: int) -> ImageTask:
         settings.refuse_key(call)
@@ -186,9 +188,12 @@ class SharedClient:
 
 async def _receive(response: aiohttp.ClientResponse) -> tuple[bytes, str | None]:
     """Return the body, and why it could not be read if so."""
+    length = response.content_length
+    if length is not None and length <= MAX_ANSWER and hdrs.CONTENT_ENCODING not in response.headers:
+        return await response.content.read(), None  # as nearly all are: in one piece
     body = bytearray()
     try:
-        bounded = BoundedBody(", ".join(response.headers.getall("content-encoding", ())), MAX_ANSWER)
+        bounded = BoundedBody(", ".join(response.headers.getall(hdrs.CONTENT_ENCODING, ())), MAX_ANSWER)
         async for chunk in response.content.iter_any():
             for piece in bounded.feed(chunk):
                 body += piece

@@ -13,6 +13,7 @@ import textwrap
 from types import SimpleNamespace
 
 import pytest
+import trustme
 
 from airflow_provider_gptimg.exceptions import GptImgAuthError, GptImgError, GptImgRequestError
 from airflow_provider_gptimg.hooks import network, shared_client as module
@@ -250,3 +251,47 @@ async def test_reads_a_compressed_answer(emulator):
     emulator.fault("poll", "body", body=body, headers={"Content-Encoding": "gzip"})
     async with shared_client("gptimg_default") as client:
         assert (await client.get_task(task_id)).status == "dreaming"
+
+
+async def test_waits_that_go_on_read_the_connection_again_each_minute(emulator, reads, clock):
+    task_id = emulator.add_task()
+    async with shared_client("gptimg_default") as client:
+        for _ in range(3):
+            await client.get_task(task_id)
+            clock.now += 40
+    assert len(reads) == 2
+
+
+async def test_waits_go_on_while_the_connection_cannot_be_read(emulator, clock, monkeypatch):
+    task_id = emulator.add_task()
+    async with shared_client("gptimg_default") as client:
+        await client.get_task(task_id)
+        monkeypatch.setenv("AIRFLOW_CONN_GPTIMG_DEFAULT", "{")
+        clock.now += 70
+        assert (await client.get_task(task_id)).task_id == task_id
+        clock.now += 70
+        with pytest.raises(GptImgError):
+            await client.settings()
+
+
+async def test_a_bundle_that_is_renewed_in_place_serves_waits_that_go_on(emulator, connect, clock, tmp_path):
+    bundle = tmp_path / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(bundle)
+    connect(emulator, verify=str(bundle))
+    async with shared_client("gptimg_default") as client:
+        await client.get_task(emulator.add_task())
+        trustme.CA().cert_pem.write_to_path(bundle)
+        clock.now += 70
+        await client.get_task(emulator.add_task())
+        assert len({way.context for way in client._ways}) == 2
+
+
+async def test_sockets_are_opened_as_they_are_needed(emulator, connect):
+    connect(emulator, max_connections=100)
+    emulator.latency = 0.3
+    task_id = emulator.add_task()
+    async with shared_client("gptimg_default") as client:
+        await asyncio.gather(*(client.get_task(task_id) for _ in range(3)))
+        assert len({call.connection for call in emulator.calls}) == 3
+        await asyncio.gather(*(client.get_task(task_id) for _ in range(60)))
+        assert 36 < len({call.connection for call in emulator.calls}) <= 60
