@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from typing import Any
 
 from markdown_pages import ROOT, names, rows, section
@@ -120,6 +121,12 @@ def test_each_class_has_a_page_in_the_index_and_in_the_readme():
     assert pages == {path.name for path in ROOT.glob("docs/classes/*.md")} - {"index.md"}
     linked = re.findall(r"\(docs/classes/(\S+\.md)\)", (ROOT / "README.md").read_text())
     assert set(linked) == pages - {"emulator.md"}
+
+
+def test_the_requirements():
+    table = re.findall(r"^\| `([\w-]+)` \| `(>=[\d.]+)` \|$", section("README.md", "Compatibility"), re.MULTILINE)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert ["".join(row) for row in table] == project["dependencies"]
 
 
 def test_the_examples():
