@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from s3_proxy import S3Proxy, proxied_s3
 
 
 @pytest.fixture
@@ -28,3 +29,10 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Try again without a pause."""
     for module in ("mirror", "store"):
         monkeypatch.setattr(f"airflow_provider_gptimg.mirroring.{module}.backoff", lambda *_: 0.0)
+
+
+@pytest.fixture
+def proxy(s3: Any) -> Iterator[S3Proxy]:
+    """The S3 of the connection, through a proxy."""
+    with proxied_s3() as proxy:
+        yield proxy

@@ -3,35 +3,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from mirroring_images import picture
-from s3_proxy import CUT, LOST, Refusal, S3Proxy, s3_proxy
+from s3_proxy import CUT, LOST, Refusal
 
 from airflow_provider_gptimg.airflow_compat import AirflowFailException
 from airflow_provider_gptimg.exceptions import GptImgError
 
 DENIED = (403, "AccessDenied")
-
-
-@pytest.fixture
-def proxy(s3: Any, _s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Proxy]:
-    with s3_proxy(_s3_server) as proxy:
-        fields = {
-            "conn_type": "aws",
-            "login": "testing",
-            "password": "testing",
-            "extra": {
-                "endpoint_url": proxy.url,
-                "region_name": "us-east-1",
-                "config_kwargs": {"retries": {"mode": "standard", "max_attempts": 2}},
-            },
-        }
-        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(fields))
-        yield proxy
 
 
 def keys(s3: Any) -> list[str]:

@@ -11,20 +11,15 @@ import boto3
 import httpx
 import pytest
 from attempts import fails_at_once, may_be_retried
-from s3_proxy import LOST, s3_proxy
+from s3_proxy import LOST, proxied_s3
 from test_to_s3 import PNG, image_calls, in_bucket, transfer
 
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgRequestError
 
 
 @pytest.fixture
-def proxy(s3, monkeypatch):
-    """The S3 of the connection, through a proxy; botocore itself tries twice at the most."""
-    fields = json.loads(os.environ["AIRFLOW_CONN_AWS_DEFAULT"])
-    with s3_proxy(fields["extra"]["endpoint_url"]) as proxy:
-        fields["extra"]["endpoint_url"] = proxy.url
-        fields["extra"]["config_kwargs"] = {"retries": {"total_max_attempts": 2, "mode": "standard"}}
-        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(fields))
+def proxy(s3):
+    with proxied_s3() as proxy:
         yield proxy
 
 
