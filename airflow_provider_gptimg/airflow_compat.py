@@ -41,7 +41,9 @@ if TYPE_CHECKING:
         AirflowException as AirflowException,
         AirflowFailException as AirflowFailException,
         AirflowNotFoundException as AirflowNotFoundException,
+        AirflowRescheduleException as AirflowRescheduleException,
         AirflowSkipException as AirflowSkipException,
+        AirflowTaskTimeout as AirflowTaskTimeout,
     )
     from airflow.sdk.execution_time.xcom import XCom as XCom
     from airflow.sdk.lineage import get_hook_lineage_collector as get_hook_lineage_collector
@@ -68,6 +70,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "AirflowPlugin": ("airflow.sdk.plugins_manager", "airflow.plugins_manager"),
     "AirflowRescheduleException": _EXCEPTIONS,
     "AirflowSkipException": _EXCEPTIONS,
+    "AirflowTaskTimeout": _EXCEPTIONS,
     "Asset": ("airflow.sdk", "airflow.datasets:Dataset"),
     "AssetAlias": ("airflow.sdk", "airflow.datasets:DatasetAlias"),
     "BaseHook": ("airflow.sdk", "airflow.hooks.base"),

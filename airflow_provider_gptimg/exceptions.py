@@ -147,11 +147,12 @@ class GptImgMediaError(GptImgError):
     """An image that is not from an allowed host, not an image, cut, or too large."""
 
 
-def from_dict(fact: dict[str, Any]) -> GptImgError:
+def from_dict(fact: Any) -> GptImgError:
     """Return the error that :meth:`GptImgError.as_dict` wrote down.
 
     :param fact: What `as_dict` returned, perhaps in another release of this provider.
     """
+    fact = fact if isinstance(fact, dict) else {}
     error_type = globals().get(str(fact.get("type")))
     details: dict[str, Any] = {name: fact[name] for name in ("code", "http_status", "request_id") if name in fact}
     message = str(fact.get("message") or "the trigger reported an error without a message")

@@ -21,7 +21,7 @@ from airflow_provider_gptimg.exceptions import (
     GptImgTimeoutError,
 )
 
-__all__ = ["DEFAULT_TIMEOUT", "Progress", "Schedule", "Wait", "check_timeout", "may_have_ended"]
+__all__ = ["DEFAULT_TIMEOUT", "Progress", "Schedule", "Wait", "check_timeout", "ends_wait", "may_have_ended"]
 
 DEFAULT_TIMEOUT = 600.0
 DEFAULT_POLL_INTERVAL = 5.0
@@ -35,8 +35,7 @@ NEW_FOR = 60.0
 UNSEEN_FOR = 15.0
 """Seconds after the first 404 of a wait in which the API may not know a task, if nobody knows when it was submitted."""
 
-# The API's own words that no other poll would change.
-_FINAL = (GptImgAuthError, GptImgInsufficientCreditsError, GptImgRequestError, GptImgTaskNotFoundError)
+_FINAL = (GptImgAuthError, GptImgInsufficientCreditsError, GptImgRequestError)
 _UNDER_WAY = {
     *("processing", "pending", "queued", "running", "in_progress", "submitted", "created", "starting", "started"),
     *("waiting", "generating"),
@@ -60,6 +59,22 @@ def check_timeout(timeout: Any) -> float:
 def may_have_ended(status: str | None) -> bool:
     """Return whether a status that the API does not document may be an end, e.g. `canceled` or `succeeded`."""
     return status is not None and status.lower().replace("-", "_") not in _UNDER_WAY
+
+
+def ends_wait(
+    error: GptImgError, now: float, *, submitted_at: float | None = None, unseen_since: float | None = None
+) -> bool:
+    """Return whether the answer to a poll is the API's own word, which no other poll would change.
+
+    :param now: Unix seconds.
+    :param submitted_at: When the task was submitted, in Unix seconds; None: unknown.
+    :param unseen_since: When a poll of this wait met the first 404, in Unix seconds; None: now.
+    """
+    if isinstance(error, GptImgTaskNotFoundError):
+        if submitted_at is not None:
+            return now >= submitted_at + NEW_FOR
+        return now >= (now if unseen_since is None else unseen_since) + UNSEEN_FOR
+    return isinstance(error, _FINAL)
 
 
 @dataclass(frozen=True)
@@ -106,7 +121,7 @@ class Progress:
     _statuses: dict[str, str] = field(default_factory=dict)
     _logged_at: float = float("-inf")
 
-    def tell(self, task_id: str, outcome: ImageTask | GptImgError, now: float, submitted_at: float | None) -> None:
+    def log_poll(self, task_id: str, outcome: ImageTask | GptImgError, now: float, submitted_at: float | None) -> None:
         """Log what is worth a line.
 
         :param now: Unix seconds.
@@ -131,12 +146,13 @@ class Progress:
 
 @dataclass
 class Wait:
-    """A wait for image tasks: which one to ask for next, when, and what became of each.
+    """A wait for image tasks: which one to poll next, when, and how each ended.
 
-    It holds no timer and no coroutine a task: whoever waits asks when a task is due, and tells what came of it.
+    It holds no timer and no coroutine a task: whoever waits polls when a task is due, and records the outcome.
 
     :param deadline: When to give up, in Unix seconds; None: never.
     :param submitted_at: When the tasks were submitted, in Unix seconds; None: as each task's own age says.
+    :param limit: What sets the deadline, for the text of a time-out.
     :param outcomes: The end of each task that has one.
     :param submissions: When each task was submitted, in Unix seconds, where that is known.
     """
@@ -145,6 +161,7 @@ class Wait:
     deadline: float | None = None
     submitted_at: float | None = None
     progress: Progress | None = None
+    limit: str = "timeout"
     uniform: Uniform = random.uniform
     outcomes: dict[str, ImageTask | GptImgError] = field(default_factory=dict)
     submissions: dict[str, float] = field(default_factory=dict)
@@ -185,25 +202,25 @@ class Wait:
         """Whether the time is up."""
         return self.deadline is not None and now >= self.deadline
 
-    def take_due(self, now: float) -> str | None:
-        """Return a task to ask for now, of which the caller then must tell; None if none is due."""
+    def pop_due(self, now: float) -> str | None:
+        """Return a task to poll now, whose outcome the caller then records; None if none is due."""
         if self._queue and self._queue[0][0] <= now:
             return heapq.heappop(self._queue)[1]
         return None
 
-    def take_all(self) -> list[str]:
-        """Return all waiting tasks, of which the caller then must tell: when time is up, each is asked once more."""
+    def pop_all(self) -> list[str]:
+        """Return all waiting tasks, whose outcomes the caller then records."""
         waiting, self._queue = self.waiting, []
         return waiting
 
-    def tell(self, task_id: str, outcome: ImageTask | GptImgError, now: float) -> None:
-        """Take in what came of a poll.
+    def record(self, task_id: str, outcome: ImageTask | GptImgError, now: float) -> None:
+        """Record the outcome of a poll, and plan the next one.
 
         :raises GptImgAuthError: The key was rejected, so no other task can be asked for either.
         """
         self._note(task_id, outcome, now)
         if self.progress:
-            self.progress.tell(task_id, outcome, now, self.submission_of(task_id))
+            self.progress.log_poll(task_id, outcome, now, self.submission_of(task_id))
         if isinstance(outcome, GptImgAuthError):
             self.add([task_id], now)
             raise outcome
@@ -240,13 +257,8 @@ class Wait:
             self.submissions[task_id] = now - outcome.age
 
     def _is_final(self, task_id: str, error: GptImgError, now: float) -> bool:
-        """Return whether the API has said, in its own words, what no other poll would change."""
-        if isinstance(error, GptImgTaskNotFoundError):
-            submitted_at = self.submissions.get(task_id, self.submitted_at)
-            if submitted_at is not None:
-                return now >= submitted_at + NEW_FOR
-            return now >= self._unseen_since[task_id] + UNSEEN_FOR
-        return isinstance(error, _FINAL)
+        submitted_at = self.submissions.get(task_id, self.submitted_at)
+        return ends_wait(error, now, submitted_at=submitted_at, unseen_since=self._unseen_since.get(task_id))
 
     @property
     def is_unsure(self) -> bool:
@@ -282,7 +294,7 @@ class Wait:
 
     def _timeout(self, task_id: str) -> GptImgTimeoutError:
         status, error = self._last_status.get(task_id), self._last_error.get(task_id)
-        timeout = GptImgTimeoutError(f"Image task {task_id} did not finish within its timeout", last_status=status)
+        timeout = GptImgTimeoutError(f"Image task {task_id} did not finish within its {self.limit}", last_status=status)
         if status is not None:
             timeout.add_hint(f"Its last status was {status!r}")
         if error is not None:

@@ -1,71 +1,122 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an operator waits: ask once, then defer or hold the worker, then read what came of it."""
+"""The wait of an operator: poll once, then defer or hold the worker, then resume and read how each task ended."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_gptimg.api.tasks import COMPLETED, Image, ImageTask, check_task_id
-from airflow_provider_gptimg.exceptions import (
-    GptImgError,
-    GptImgProtocolError,
-    GptImgRequestError,
-)
+from airflow_provider_gptimg.api.tasks import ImageTask, check_task_id
+from airflow_provider_gptimg.exceptions import GptImgError, GptImgProtocolError, GptImgRequestError, from_dict
 from airflow_provider_gptimg.polling import Progress, Wait, check_timeout
 
 if TYPE_CHECKING:
+    from airflow_provider_gptimg.airflow_compat import Context
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook
     from airflow_provider_gptimg.triggers.gptimg import GptImgTaskTrigger
 
-__all__ = ["TaskWaiter", "check_timeout", "raise_failures", "read_event", "read_task_id", "read_task_ids"]
+__all__ = ["PAID_FOR", "TaskWait", "WaitMixin", "raise_failures", "read_event", "read_task_id", "read_task_ids"]
+
+PAID_FOR = (
+    "The API has no call to cancel an image task: what was submitted is paid for and continues. Clear the Airflow task "
+    "to pick its images up"
+)
 
 
-def read_task_ids(value: Any) -> tuple[list[str], dict[str, ImageTask]]:
-    """Return the ids in an operator's `gptimg_task_id`, and the tasks among them that are known to be completed.
+class WaitMixin:
+    """Wait for image tasks: part of each operator that does. The arguments of the same names are the operator's."""
 
-    :param value: An id, a finished task (dict), or a list of them; a mapped task's XCom too.
-    :raises GptImgRequestError: It is something else, or empty.
-    """
-    entries = [value] if isinstance(value, (str, Mapping)) else value
-    if not isinstance(entries, Sequence) or not entries:
-        raise GptImgRequestError(
-            f"gptimg_task_id={value!r:.120} is neither an image task's id, nor a finished task, nor a list of them: "
-            "pass the XCom of a GptImgSubmitOperator, as in gptimg_task_id=submit.output"
+    gptimg_conn_id: str
+    deferrable: bool
+    poll_interval: float | None
+    first_poll_after: float | None
+    timeout: Any
+    execution_timeout: timedelta | None
+    log: Any
+    defer: Any
+
+    def check_wait(self, hook: GptImgHook) -> None:
+        """Refuse a wait that cannot be, before anything is paid for.
+
+        :raises GptImgRequestError: An argument is not a number of seconds.
+        """
+        hook.settings.schedule(self.poll_interval, self.first_poll_after)
+        check_timeout(self.timeout)
+
+    def wait_for(
+        self,
+        context: Context,
+        gptimg_task_id: Any,
+        *,
+        event: Any = None,
+        deadline: float | None = None,
+        submitted_at: float | None = None,
+        end_from_trigger: bool = False,
+        resume_with: Mapping[str, Any] | None = None,
+        before_wait: Callable[[], None] | None = None,
+    ) -> TaskWait:
+        """Poll once; then, unless all tasks are final or time is up, defer, or hold the worker until they are.
+
+        :param gptimg_task_id: As :func:`read_task_ids`.
+        :param event: Of the trigger, for a task that resumes.
+        :param deadline: Unix seconds, which the leg before has set; None: counted from submission.
+        :param submitted_at: Unix seconds; None: as the API says.
+        :param end_from_trigger: Let the trigger end the Airflow task.
+        :param resume_with: Arguments of `execute_complete` besides `deadline`.
+        :param before_wait: Called where there is something to wait for, before the wait.
+        :raises TaskDeferred: The trigger waits from here on.
+        :raises GptImgError: The ids or the connection are wrong, or the key was rejected.
+        """
+        from airflow_provider_gptimg.hooks.gptimg import GptImgHook
+
+        status = read_event(event)
+        wait = TaskWait(
+            GptImgHook(self.gptimg_conn_id),
+            gptimg_task_id,
+            poll_interval=self.poll_interval,
+            first_poll_after=self.first_poll_after,
+            timeout=self.timeout,
+            submitted_at=submitted_at,
+            deadline=time.time() if status == "timeout" else deadline,
         )
-    task_ids, finished = [], {}
-    for entry in entries:
-        task_id = check_task_id(entry.get("task_id") if isinstance(entry, Mapping) else entry)
-        task_ids.append(task_id)
-        if isinstance(entry, Mapping) and (task := _finished(task_id, entry)):
-            finished[task_id] = task
-    return task_ids, finished
+        is_done = wait.poll()
+        if self.deferrable and self.execution_timeout is not None:
+            # Airflow's own timer runs on workers only, and starts again when a task resumes.
+            wait.limit(_started_at(context) + self.execution_timeout.total_seconds(), "execution_timeout")
+        if is_done or wait.is_expired:
+            return wait
+        if before_wait is not None:
+            before_wait()
+        if self.deferrable and status != "error":
+            self.defer(
+                trigger=wait.trigger(end_from_trigger),
+                method_name="execute_complete",
+                kwargs={**(resume_with or {}), "deadline": wait.deadline},
+            )
+        if status == "error":
+            # Else a triggerer that cannot wait and a worker would hand the task to each other without a pause.
+            self.log.warning("The triggerer could not wait, so this worker does: %s", from_dict(event.get("error")))
+        wait.hold()
+        return wait
+
+    def on_kill(self) -> None:
+        """Say what is paid for."""
+        self.log.warning(PAID_FOR)
 
 
-def _finished(task_id: str, entry: Mapping[str, Any]) -> ImageTask | None:
-    listed = entry.get("images")
-    if entry.get("status") != COMPLETED or not isinstance(listed, Sequence):
-        return None
-    images = [
-        Image(image["url"], image.get("content_type"))
-        for image in listed
-        if isinstance(image, Mapping) and isinstance(image.get("url"), str)
-    ]
-    if not images or len(images) != len(listed):
-        return None
-    texts = ("id", "type", "provider", "model", "media_url", "created_at", "updated_at")
-    return ImageTask(
-        task_id=task_id, status=COMPLETED, images=tuple(images), **{name: entry.get(name) for name in texts}
-    )
+def _started_at(context: Context) -> float:
+    started = getattr(context.get("ti"), "start_date", None)
+    return started.timestamp() if started else time.time()
 
 
-class TaskWaiter:
+class TaskWait:
     """A wait for image tasks as an operator's arguments say.
 
     :param gptimg_task_id: As :func:`read_task_ids`.
     :param poll_interval: Seconds; None: the connection's. Likewise `first_poll_after`.
-    :param timeout: Seconds from submission to completion.
+    :param timeout: Seconds from submission to completion, or a `timedelta`.
     :param submitted_at: Unix seconds; None: as the API says.
     :param deadline: Unix seconds, where an earlier leg of this attempt has set it.
     :raises GptImgError: The ids or the connection are wrong.
@@ -78,75 +129,95 @@ class TaskWaiter:
         *,
         poll_interval: float | None,
         first_poll_after: float | None,
-        timeout: float,
+        timeout: float | timedelta,
         submitted_at: float | None = None,
         deadline: float | None = None,
     ) -> None:
+        from airflow_provider_gptimg.hooks.poller import Poller
+
         self.hook = hook
         self.many = not isinstance(gptimg_task_id, (str, Mapping))
         self.task_ids, finished = read_task_ids(gptimg_task_id)
-        self.poll_interval = poll_interval
-        self.first_poll_after = first_poll_after
-        self.timeout = check_timeout(timeout)
-        self.wait = Wait(
+        self._poll_interval = poll_interval
+        self._first_poll_after = first_poll_after
+        self._timeout = check_timeout(timeout)
+        self._poller = Poller(hook)
+        self._wait = Wait(
             hook.settings.schedule(poll_interval, first_poll_after),
             deadline=deadline,
             submitted_at=submitted_at,
             progress=Progress(hook.log.info),
         )
-        self.wait.outcomes.update(finished)
+        self._wait.outcomes.update(finished)
         self.claimed = frozenset(finished)
         """Ids of the tasks that are finished only by what `gptimg_task_id` says."""
 
-    def ask(self, since: float | None = None) -> bool:
-        """Ask once for each task that is not known to be final, and return whether all are.
+    def poll(self, since: float | None = None) -> bool:
+        """Poll once each task that is not known to be final, and return whether all are.
 
         :param since: When this attempt began, in Unix seconds; None: now.
         :raises GptImgAuthError: The key was rejected.
         """
-        unknown = [task_id for task_id in self.task_ids if task_id not in self.wait.outcomes]
-        self.hook.start_wait(self.wait, unknown, self.timeout, since)
-        return self.wait.next_at is None
+        unknown = [task_id for task_id in self.task_ids if task_id not in self._wait.outcomes]
+        self._poller.start(self._wait, unknown, self._timeout, since)
+        return self._wait.next_at is None
+
+    def limit(self, deadline: float, name: str) -> None:
+        """Let the wait end by `deadline`, in Unix seconds.
+
+        :param name: Of what sets it.
+        """
+        if self._wait.deadline is None or deadline <= self._wait.deadline:
+            self._wait.deadline, self._wait.limit = deadline, name
 
     @property
-    def expired(self) -> bool:
+    def deadline(self) -> float | None:
+        """When the wait ends, in Unix seconds; None before the first poll."""
+        return self._wait.deadline
+
+    @property
+    def is_expired(self) -> bool:
         """Whether time is up."""
-        return self.wait.expired(time.time())
+        return self._wait.expired(time.time())
+
+    @property
+    def next_poll_at(self) -> float | None:
+        """When the next poll is due, in Unix seconds; None if none is planned."""
+        return self._wait.next_at
 
     def hold(self) -> None:
         """Wait on this worker until all are final or time is up.
 
         :raises GptImgAuthError: The key was rejected.
         """
-        self.hook.finish_wait(self.wait)
+        self._poller.finish(self._wait)
 
     def trigger(self, end_from_trigger: bool = False) -> GptImgTaskTrigger:
-        """Return the trigger that waits on."""
+        """Return the trigger that waits from here on."""
         from airflow_provider_gptimg.triggers.gptimg import GptImgTaskTrigger
 
         # A wait that ends in the triggerer needs all results there, in the shape that was asked for.
-        waiting = self.wait.waiting
-        if end_from_trigger:
-            waiting = list(self.task_ids)
+        waiting = list(self.task_ids) if end_from_trigger else self._wait.waiting
         return GptImgTaskTrigger(
             gptimg_task_id=waiting if self.many or len(waiting) != 1 else waiting[0],
             gptimg_conn_id=self.hook.gptimg_conn_id,
-            poll_interval=self.poll_interval,
-            first_poll_after=self.first_poll_after,
-            deadline=self.wait.deadline,
-            submitted_at=self.wait.submitted_at,
-            first_poll_at=self.wait.next_at,
+            poll_interval=self._poll_interval,
+            first_poll_after=self._first_poll_after,
+            deadline=self._wait.deadline,
+            submitted_at=self._wait.submitted_at,
+            first_poll_at=self._wait.next_at,
             end_from_trigger=end_from_trigger,
         )
 
     @property
     def outcomes(self) -> dict[str, ImageTask | GptImgError]:
-        """What became of each task: the completed task, or the error that stands for it."""
-        return {task_id: self.wait.outcome(task_id) for task_id in dict.fromkeys(self.task_ids)}
+        """How each task ended: the completed task, or an error."""
+        return {task_id: self._wait.outcome(task_id) for task_id in dict.fromkeys(self.task_ids)}
 
-    def results(self) -> list[ImageTask]:
+    def results(self, images: int | None = None) -> list[ImageTask]:
         """Return the completed tasks, in the order of their ids, and log what was made.
 
+        :param images: Number of images that each request asked for; None: unknown.
         :raises GptImgError: The first error, naming all tasks that have one.
         """
         outcomes = self.outcomes
@@ -155,7 +226,41 @@ class TaskWaiter:
         for task in tasks:
             made = f"{len(task.images)} image" + ("s" if len(task.images) > 1 else "")
             self.hook.log.info("Image task %s completed: %s, %d credits", task.task_id, made, task.credits)
+            if images is not None and len(task.images) < images:
+                self.hook.log.warning(
+                    "Image task %s delivered %s of the %d that were asked for and charged: ask the vendor about it",
+                    task.task_id,
+                    made,
+                    images,
+                )
         return tasks
+
+
+def read_task_ids(value: Any) -> tuple[list[str], dict[str, ImageTask]]:
+    """Return the ids in an operator's `gptimg_task_id`, and the tasks among them that are known to be completed.
+
+    :param value: An id, a finished task (dict), or a list of them; a mapped task's XCom too.
+    :raises GptImgRequestError: It is something else, or empty.
+    """
+    entries = [value] if isinstance(value, (str, Mapping)) else value
+    if not isinstance(entries, Sequence):
+        raise GptImgRequestError(
+            f"gptimg_task_id={value!r:.120} is neither an image task's id, nor a finished task, nor a list of them: "
+            "pass the XCom of a GptImgSubmitOperator, as in gptimg_task_id=submit.output"
+        )
+    if not entries:
+        raise GptImgRequestError(
+            "gptimg_task_id is an empty list: no image task was submitted. If it is the output of a mapped task, that "
+            "task was expanded over nothing, or all its instances were skipped; trigger_rule='all_success' skips this "
+            "task with them"
+        )
+    task_ids, finished = [], {}
+    for entry in entries:
+        task_id = check_task_id(entry.get("task_id") if isinstance(entry, Mapping) else entry)
+        task_ids.append(task_id)
+        if isinstance(entry, Mapping) and (task := ImageTask.from_dict(entry)):
+            finished[task_id] = task
+    return task_ids, finished
 
 
 def raise_failures(outcomes: Mapping[str, ImageTask | GptImgError]) -> None:
@@ -175,15 +280,15 @@ def raise_failures(outcomes: Mapping[str, ImageTask | GptImgError]) -> None:
 def read_event(event: Any) -> str:
     """Return the status of a trigger's event: `finished`, `timeout`, `error` or, if it is none of these, `unknown`.
 
-    The resumed task asks the API itself in any case, so an event of another release, or of `dag.test()`, which cannot
-    tell one from another, does no harm. Neither does an error of the triggerer end a wait that is paid for.
+    The resumed task polls itself in any case, so an event of another release, or of `dag.test()`, which cannot tell one
+    from another, does no harm. Neither does an error of the triggerer end a wait that is paid for.
     """
     status = event.get("status") if isinstance(event, Mapping) else None
     return status if status in ("finished", "timeout", "error") else "unknown"
 
 
 def read_task_id(event: Any) -> str:
-    """Return the one id that a trigger's event speaks of.
+    """Return the one id in a trigger's event.
 
     :raises GptImgProtocolError: It names none.
     """

@@ -41,14 +41,14 @@ COLUMNS = ["schedule"] + [f"{shape}: {what}" for shape in ("45–60 s", "log-nor
 def simulated(schedule: Schedule, duration: float, chance: random.Random) -> tuple[int, float]:
     """Return the number of polls and the seconds from the end of one generation to the poll that saw it."""
     wait = Wait(schedule, submitted_at=0.0, uniform=chance.uniform)
-    wait.tell("t", ImageTask("t", PROCESSING), 0.0)
+    wait.record("t", ImageTask("t", PROCESSING), 0.0)
     polls, now = 0, 0.0
     while (due := wait.next_at) is not None:
         now = due
-        task_id = wait.take_due(now)
+        task_id = wait.pop_due(now)
         assert task_id is not None
         polls += 1
-        wait.tell(task_id, ImageTask(task_id, COMPLETED if now >= duration else PROCESSING), now)
+        wait.record(task_id, ImageTask(task_id, COMPLETED if now >= duration else PROCESSING), now)
     return polls, now - duration
 
 

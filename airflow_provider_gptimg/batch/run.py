@@ -27,6 +27,7 @@ from airflow_provider_gptimg.exceptions import (
     GptImgTaskFailedError,
     GptImgTaskNotFoundError,
 )
+from airflow_provider_gptimg.hooks.poller import Poller
 from airflow_provider_gptimg.mirroring.images import FORMATS
 from airflow_provider_gptimg.mirroring.listing import find_missing
 from airflow_provider_gptimg.polling import Wait, may_have_ended
@@ -94,6 +95,7 @@ class Batch:
         self._mirror = mirror
         self._pattern = pattern
         self._log = log
+        self._poller = Poller(hook)
         self._wait = Wait(hook.settings.schedule(limits.poll_interval, limits.first_poll_after))
         self._pending: deque[Entry] = deque()
         self._in_flight: dict[str, Entry] = {}
@@ -162,7 +164,7 @@ class Batch:
                 ripe.append(task_id)
             else:
                 self._wait.add([task_id], first)
-        self._hook.ask(self._wait, ripe)
+        self._poller.poll(self._wait, ripe)
         self._take()
 
     def work(self) -> bool:
@@ -219,7 +221,7 @@ class Batch:
         until = self._until()
         if self._in_flight:
             # A few at a time when many are under way, since each round writes all pages that it touches.
-            self._hook.watch(self._wait, until=until, enough=max(1, len(self._in_flight) // 8))
+            self._poller.hold(self._wait, until=until, enough=max(1, len(self._in_flight) // 8))
             self._take()
         else:
             time.sleep(self.pace.pause)
@@ -306,7 +308,7 @@ class Batch:
         if not expired:
             return
         self._wait.forget(expired)
-        self._hook.ask(self._wait, expired)
+        self._poller.poll(self._wait, expired)
         self._take()
         late = [self._in_flight.pop(task_id) for task_id in expired if task_id in self._in_flight]
         self._wait.forget(entry.task_id for entry in late)

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any
 from uuid import uuid4
@@ -19,7 +18,7 @@ from airflow_provider_gptimg.api.answers import Answer, NoAnswer, judge_probe
 from airflow_provider_gptimg.api.calls import Call, poll_call, probe_call, submit_call
 from airflow_provider_gptimg.api.protocol import MAX_ATTEMPTS, Sleep, converse
 from airflow_provider_gptimg.api.requests import ImageRequest, check_on_unknown_submission
-from airflow_provider_gptimg.api.tasks import ImageTask, check_task_id
+from airflow_provider_gptimg.api.tasks import ImageTask
 from airflow_provider_gptimg.exceptions import (
     GptImgAuthError,
     GptImgError,
@@ -27,14 +26,12 @@ from airflow_provider_gptimg.exceptions import (
 )
 from airflow_provider_gptimg.hooks.connection import ConnectionSettings, name_connection
 from airflow_provider_gptimg.hooks.http import exchange, sync_client
+from airflow_provider_gptimg.hooks.poller import Poller
 from airflow_provider_gptimg.hooks.presign import Presigner
 from airflow_provider_gptimg.polling import DEFAULT_TIMEOUT, Progress, Wait, check_timeout
-from airflow_provider_gptimg.telemetry import count_poll, span
 
 __all__ = ["GptImgHook"]
 
-_AT_ONCE = 8
-"""Polls of one wait that are under way at the most when it asks for many tasks at once."""
 
 
 @dataclass(frozen=True)
@@ -198,94 +195,29 @@ class GptImgHook(BaseHook):
         *,
         poll_interval: float | None = None,
         first_poll_after: float | None = None,
-        timeout: float = DEFAULT_TIMEOUT,
+        timeout: float | timedelta = DEFAULT_TIMEOUT,
     ) -> ImageTask:
         """Wait until an image task is completed, and return it.
 
         :param poll_interval: Seconds between polls; None: the connection's, else 5.
         :param first_poll_after: Seconds from submission to the first poll after the one made at once; None: the
             connection's, else 39.5.
-        :param timeout: Seconds from submission to completion.
-        :raises GptImgRequestError: An argument is no number of seconds.
+        :param timeout: Seconds from submission to completion, or a `timedelta`.
+        :raises GptImgRequestError: An argument is not a number of seconds.
         :raises GptImgTaskFailedError: The generation failed.
         :raises GptImgTimeoutError: It did not finish within `timeout`.
         :raises GptImgError: As :meth:`get_task`.
         """
-        check_timeout(timeout)
+        timeout = check_timeout(timeout)
         schedule = self.settings.schedule(poll_interval, first_poll_after)
         wait = Wait(schedule, progress=Progress(self.log.info))
-        self.start_wait(wait, [task_id], timeout)
-        self.finish_wait(wait)
+        poller = Poller(self)
+        poller.start(wait, [task_id], timeout)
+        poller.finish(wait)
         outcome = wait.outcome(task_id)
         if isinstance(outcome, GptImgError):
             raise outcome
         return outcome
-
-    def start_wait(self, wait: Wait, task_ids: Sequence[str], timeout: float, since: float | None = None) -> None:
-        """Ask for each task once, and set the wait's deadline, unless it has one, `timeout` seconds after submission.
-
-        :param since: When this attempt began, in Unix seconds; None: now.
-        :raises GptImgAuthError: The key was rejected.
-        """
-        since = time.time() if since is None else since
-        self.ask(wait, [check_task_id(task_id) for task_id in dict.fromkeys(task_ids)])
-        if wait.deadline is None:
-            wait.count_from_submission(timeout, since)
-        if wait.is_unsure:
-            # Here, since no other process knows since when the API has not known a task.
-            self.watch(wait, until=wait.deadline, while_unsure=True)
-
-    def finish_wait(self, wait: Wait) -> None:
-        """Ask for the waiting tasks, each when it is due, until all are final or the deadline has passed.
-
-        Holds the worker. What became of each, `wait.outcome` tells.
-
-        :raises GptImgAuthError: The key was rejected.
-        """
-        self.watch(wait, until=wait.deadline)
-        self.ask(wait, wait.take_all())
-
-    def watch(self, wait: Wait, *, until: float | None, enough: int | None = None, while_unsure: bool = False) -> None:
-        """Ask for the waiting tasks, each when it is due, until all of them are final, or `enough`, or time is up.
-
-        Holds the worker.
-
-        :param until: Unix seconds; None: no limit.
-        :param while_unsure: Return as soon as each task is known, or known not to exist.
-        :raises GptImgAuthError: The key was rejected.
-        """
-        with span("wait", tasks=len(wait.waiting)), sync_client(self.settings) as client:
-            while (due := wait.next_at) is not None and (enough is None or len(wait.outcomes) < enough):
-                now = time.time()
-                if (until is not None and now >= until) or (while_unsure and not wait.is_unsure):
-                    return
-                if due > now:
-                    time.sleep((due if until is None else min(due, until)) - now)
-                else:
-                    due_now = [task_id for _ in range(_AT_ONCE) if (task_id := wait.take_due(now)) is not None]
-                    self._ask_each(client, wait, due_now, waited=True)
-
-    def ask(self, wait: Wait, task_ids: Sequence[str]) -> None:
-        """Ask once for each of these tasks, several at a time, and tell the wait.
-
-        :raises GptImgAuthError: The key was rejected.
-        """
-        if task_ids:
-            with sync_client(self.settings) as client:
-                self._ask_each(client, wait, task_ids, waited=False)
-
-    def _ask_each(self, client: httpx.Client, wait: Wait, task_ids: Sequence[str], waited: bool) -> None:
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            outcomes = pool.map(lambda task_id: self._ask(client, task_id), task_ids)
-            for task_id, outcome in zip(task_ids, outcomes, strict=True):
-                count_poll(outcome, waited=waited)
-                wait.tell(task_id, outcome, time.time())
-
-    def _ask(self, client: httpx.Client, task_id: str) -> ImageTask | GptImgError:
-        try:
-            return self._converse(poll_call(task_id), client=client, max_attempts=1)
-        except GptImgError as error:
-            return error
 
     def test_connection(self) -> tuple[bool, str]:
         """Return whether the API accepts the connection's key, and in words what is wrong if not. Costs no credits."""

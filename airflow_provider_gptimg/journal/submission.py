@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_gptimg.api.requests import ImageRequest
-from airflow_provider_gptimg.api.tasks import FAILED, ImageTask
+from airflow_provider_gptimg.api.tasks import FAILED, PROCESSING, ImageTask
 from airflow_provider_gptimg.exceptions import (
     GptImgError,
     GptImgSubmissionUnknownError,
@@ -19,7 +19,7 @@ from airflow_provider_gptimg.exceptions import (
 )
 from airflow_provider_gptimg.journal.attempt import Attempt, NotSentError
 from airflow_provider_gptimg.journal.entries import Decision, Plan, Submitted, decide
-from airflow_provider_gptimg.polling import may_have_ended
+from airflow_provider_gptimg.polling import ends_wait, may_have_ended
 from airflow_provider_gptimg.telemetry import count, span
 
 if TYPE_CHECKING:
@@ -37,12 +37,14 @@ class Accepted:
     :param submitted_at: Unix seconds.
     :param charged: Credits that this attempt spent: none for a task taken up again.
     :param name: Of the submission in the journal.
+    :param images: Number of images that were asked for.
     """
 
     task: ImageTask
     submitted_at: float
     charged: int
     name: str
+    images: int
 
 
 class Submission:
@@ -94,7 +96,7 @@ class Submission:
             task = self._take_up(hook, paid)
             if task.status != FAILED:
                 self._standing = f"image task {task.task_id} is paid for"
-                return Accepted(task, paid.at, charged=0, name=paid.name)
+                return Accepted(task, paid.at, charged=0, name=paid.name, images=request.n)
             self._log.info("Image task %s failed (%s) and was refunded", task.task_id, task.error)
             known[known.index(paid)] = self._attempt.refund(paid)
 
@@ -152,7 +154,12 @@ class Submission:
     def _take_up(self, hook: GptImgHook, paid: Submitted) -> ImageTask:
         assert paid.task_id is not None  # noqa: S101 - as decided
         with self.known_task(paid.task_id):
-            return hook.get_task(paid.task_id)
+            try:
+                return hook.get_task(paid.task_id)
+            except GptImgTaskNotFoundError as error:
+                if ends_wait(error, time.time(), submitted_at=paid.at):
+                    raise
+                return ImageTask(paid.task_id, PROCESSING)  # so new that the API may not know it yet
 
     def _submit(
         self,
@@ -215,7 +222,7 @@ class Submission:
         attempt.settle(submission, task_id=task.task_id)
         count("submissions", outcome="accepted")
         count("credits", request.credits, outcome="charged")
-        return Accepted(task, submission.at, charged=request.credits, name=submission.name)
+        return Accepted(task, submission.at, charged=request.credits, name=submission.name, images=request.n)
 
     def _refused(self, why: str) -> None:
         if self._open is not None:

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_gptimg.airflow_compat import BaseOperator, conf
 from airflow_provider_gptimg.links.gptimg import FirstImageLink, ImagesLink
-from airflow_provider_gptimg.polling import DEFAULT_TIMEOUT, check_timeout
+from airflow_provider_gptimg.polling import DEFAULT_TIMEOUT
 from airflow_provider_gptimg.verdicts import airflow_verdict, retry_policy_argument
+from airflow_provider_gptimg.waiting import WaitMixin, read_task_id
 
 if TYPE_CHECKING:
     from airflow_provider_gptimg.airflow_compat import Context
@@ -139,7 +140,7 @@ class GptImgSubmitOperator(BaseOperator):
         """Refuse before anything is paid for what the wait would refuse after it."""
 
 
-class GptImgGenerateOperator(GptImgSubmitOperator):
+class GptImgGenerateOperator(GptImgSubmitOperator, WaitMixin):
     """Submit a request for images, wait for it, and return the finished task (dict).
 
     A time-out leaves the image task alive; the next attempt waits on for it. All arguments of
@@ -150,7 +151,7 @@ class GptImgGenerateOperator(GptImgSubmitOperator):
     :param poll_interval: Seconds between polls, 5 to 10 as the vendor asks; None: the connection's, else 5.
     :param first_poll_after: Seconds from submission to the first poll after the one made at once; None: the
         connection's, else 39.5.
-    :param timeout: Seconds from submission to completion.
+    :param timeout: Seconds from submission to completion, or a `timedelta`.
     """
 
     def __init__(
@@ -159,7 +160,7 @@ class GptImgGenerateOperator(GptImgSubmitOperator):
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         poll_interval: float | None = None,
         first_poll_after: float | None = None,
-        timeout: float = DEFAULT_TIMEOUT,
+        timeout: float | timedelta = DEFAULT_TIMEOUT,
         retry_policy: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -176,7 +177,13 @@ class GptImgGenerateOperator(GptImgSubmitOperator):
         :raises GptImgError: As the README's table of errors says.
         """
         _, accepted = self._obtain(context)
-        return self._wait(context, accepted.task.task_id, accepted.submitted_at, submission=accepted.name)
+        return self._wait(
+            context,
+            accepted.task.task_id,
+            accepted.submitted_at,
+            submission=accepted.name,
+            images=accepted.images,
+        )
 
     def execute_complete(
         self,
@@ -187,6 +194,7 @@ class GptImgGenerateOperator(GptImgSubmitOperator):
         submitted_at: float | None = None,
         deadline: float | None = None,
         submission: str | None = None,
+        images: int | None = None,
     ) -> Any:
         """Return the finished task after the trigger has fired.
 
@@ -195,54 +203,50 @@ class GptImgGenerateOperator(GptImgSubmitOperator):
         :param submitted_at: Unix seconds; None: as the API says.
         :param deadline: Unix seconds; None: counted from submission.
         :param submission: Its name in the journal; None: that is looked up.
+        :param images: Number of images that were asked for; None: unknown.
         :raises GptImgError: As :meth:`execute`.
         """
-        from airflow_provider_gptimg.waiting import read_event, read_task_id
-
-        with airflow_verdict():
-            timed_out = read_event(event) == "timeout"
-        task_id = task_id or read_task_id(event)
-        return self._wait(context, task_id, submitted_at, time.time() if timed_out else deadline, submission)
+        return self._wait(
+            context,
+            task_id or read_task_id(event),
+            submitted_at,
+            deadline=deadline,
+            submission=submission,
+            images=images,
+            event=event,
+        )
 
     def _check_wait(self, hook: GptImgHook) -> None:
-        hook.settings.schedule(self.poll_interval, self.first_poll_after)
-        check_timeout(self.timeout)
+        self.check_wait(hook)
 
     def _wait(
         self,
         context: Context,
         task_id: str,
         submitted_at: float | None,
+        *,
         deadline: float | None = None,
-        submission: str | None = None,
+        submission: str | None,
+        images: int | None,
+        event: Any = None,
     ) -> Any:
         from airflow_provider_gptimg.journal.submission import Submission
-        from airflow_provider_gptimg.waiting import TaskWaiter
 
         self._submission = self._submission or Submission.of(context, self.log)
         with airflow_verdict(), self._submission.known_task(task_id):
-            waiter = TaskWaiter(
-                self._hook(),
+            wait = self.wait_for(
+                context,
                 task_id,
-                poll_interval=self.poll_interval,
-                first_poll_after=self.first_poll_after,
-                timeout=self.timeout,
-                submitted_at=submitted_at,
+                event=event,
                 deadline=deadline,
+                submitted_at=submitted_at,
+                resume_with={
+                    "task_id": task_id,
+                    "submitted_at": submitted_at,
+                    "submission": submission,
+                    "images": images,
+                },
             )
-            if not waiter.ask() and not waiter.expired:
-                if self.deferrable:
-                    self.defer(
-                        trigger=waiter.trigger(),
-                        method_name="execute_complete",
-                        kwargs={
-                            "task_id": task_id,
-                            "submitted_at": submitted_at,
-                            "deadline": waiter.wait.deadline,
-                            "submission": submission,
-                        },
-                    )
-                waiter.hold()
-            task = waiter.results()[0]
+            task = wait.results(images)[0]
         self._submission.deliver(submission, task_id)
         return task.as_dict()

@@ -92,10 +92,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         :raises GptImgError: As :meth:`execute`.
         """
         from airflow_provider_gptimg.batch.pace import Pace
-        from airflow_provider_gptimg.waiting import read_event
 
-        with airflow_verdict():
-            read_event(event)
         return self._go_on(context, Pace(**(pace or {})), digest)
 
     def _go_on(self, context: Context, pace: Pace, digest: str | None = None, *, is_first_leg: bool = False) -> Any:
@@ -141,7 +138,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
     def _limits(self, hook: GptImgHook) -> Limits:
         from airflow_provider_gptimg.api.requests import check_on_unknown_submission
         from airflow_provider_gptimg.batch.run import Limits
-        from airflow_provider_gptimg.waiting import check_timeout
+        from airflow_provider_gptimg.polling import check_timeout
 
         on_unknown = check_on_unknown_submission(self.on_unknown_submission)
         return Limits(

@@ -6,30 +6,41 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_gptimg.airflow_compat import (
     HAS_TASK_STATE_STORE,
     AirflowFailException,
+    AirflowRescheduleException,
     AirflowSkipException,
+    AirflowTaskTimeout,
     BaseSensorOperator,
     PokeReturnValue,
     XComArg,
     conf,
 )
-from airflow_provider_gptimg.exceptions import GptImgError, GptImgTaskFailedError, GptImgTimeoutError
+from airflow_provider_gptimg.exceptions import GptImgTaskFailedError, GptImgTimeoutError
 from airflow_provider_gptimg.links.gptimg import FirstImageLink, ImagesLink
 from airflow_provider_gptimg.polling import DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT
 from airflow_provider_gptimg.verdicts import airflow_verdict, retry_policy_argument
+from airflow_provider_gptimg.waiting import TaskWait, WaitMixin
 
 if TYPE_CHECKING:
     from airflow_provider_gptimg.airflow_compat import Context
-    from airflow_provider_gptimg.waiting import TaskWaiter
 
 __all__ = ["GptImgTaskSensor"]
 
+# What a template finds in the triggerer as it does on a worker.
+_NAMES = {
+    *("run_id", "dag_run", "params", "logical_date", "ds", "ds_nodash", "ts", "ts_nodash", "ts_nodash_with_tz"),
+    *("data_interval_start", "data_interval_end", "task_instance_key_str"),
+}
+_TASK_INSTANCE = {"ti", "task_instance"}
+_ATTRIBUTES = {"dag_id", "task_id", "run_id", "map_index", "try_number"}
 
-class GptImgTaskSensor(BaseSensorOperator):
+
+class GptImgTaskSensor(WaitMixin, BaseSensorOperator):
     """Wait until image tasks are completed, and return the finished task (dict), or a list of them for a list.
 
     :param gptimg_task_id: An image task's id, a finished task (dict), or a list of them, e.g. `submit.output`, also
@@ -37,12 +48,12 @@ class GptImgTaskSensor(BaseSensorOperator):
     :param gptimg_conn_id: Id of the connection (templated).
     :param deferrable: Wait in the triggerer instead of on a worker; if not given, as Airflow's
         `[operators] default_deferrable` says.
-    :param poll_interval: Seconds between polls, 5 to 10 as the vendor asks; None: the connection's, else 5. Sensors'
-        own `poke_interval` means the same.
+    :param poll_interval: Seconds between polls, 5 to 10 as the vendor asks; None: the connection's, else 5.
+    :param poke_interval: The same by the name that all sensors have; `poll_interval` wins.
     :param first_poll_after: Seconds from submission to the first poll after the one made at once; None: the
         connection's, else 39.5.
-    :param timeout: Seconds from submission to completion. The image task outlives it, and so does its price: another
-        attempt waits on for it.
+    :param timeout: Seconds from submission to completion, or a `timedelta`. The image task outlives it and is paid
+        for: another attempt waits for the same one.
     :param start_from_trigger: Start in the triggerer, without a worker process (Airflow 3.3 and newer, deferrable,
         not mapped); else it defers as usual. Airflow then skips the task's execute callbacks.
     :param end_from_trigger: End there too when all went well (Airflow 3.3 and newer, deferrable). Airflow then skips
@@ -60,18 +71,25 @@ class GptImgTaskSensor(BaseSensorOperator):
         gptimg_task_id: Any,
         gptimg_conn_id: str = "gptimg_default",
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
-        poll_interval: float | None = None,
+        poll_interval: float | timedelta | None = None,
+        poke_interval: float | timedelta | None = None,
         first_poll_after: float | None = None,
-        timeout: float = DEFAULT_TIMEOUT,
+        timeout: float | timedelta = DEFAULT_TIMEOUT,
         start_from_trigger: bool = False,
         end_from_trigger: bool = False,
         retry_policy: Any = None,
         **kwargs: Any,
     ) -> None:
-        if poll_interval is None and "poke_interval" in kwargs:
-            poll_interval = self._coerce_poke_interval(kwargs["poke_interval"]).total_seconds()
-        kwargs["poke_interval"] = DEFAULT_POLL_INTERVAL if poll_interval is None else poll_interval
-        super().__init__(timeout=timeout, **retry_policy_argument(retry_policy), **kwargs)
+        if poll_interval is None and poke_interval is not None:
+            poll_interval = poke_interval
+        if isinstance(poll_interval, timedelta):
+            poll_interval = poll_interval.total_seconds()
+        super().__init__(
+            poke_interval=DEFAULT_POLL_INTERVAL if poll_interval is None else poll_interval,
+            timeout=timeout,
+            **retry_policy_argument(retry_policy),
+            **kwargs,
+        )
         self.gptimg_task_id = gptimg_task_id
         self.gptimg_conn_id = gptimg_conn_id
         self.deferrable = deferrable
@@ -79,7 +97,6 @@ class GptImgTaskSensor(BaseSensorOperator):
         self.first_poll_after = first_poll_after
         self.end_from_trigger = end_from_trigger
         self.wants_start_from_trigger = start_from_trigger
-        self._next_poll_at: float | None = None
         self.start_from_trigger = False
         if start_from_trigger and deferrable and HAS_TASK_STATE_STORE:
             self._start_in_triggerer()
@@ -103,7 +120,7 @@ class GptImgTaskSensor(BaseSensorOperator):
             },
             next_method="execute_complete",
             next_kwargs=None,
-            timeout=None,
+            timeout=self.execution_timeout,
         )
         self.start_from_trigger = True
 
@@ -120,8 +137,8 @@ class GptImgTaskSensor(BaseSensorOperator):
             )
         with self._verdict():
             if self.reschedule and not self.deferrable:
-                return super().execute(context)
-            return self._sense()
+                return self._poke_or_reschedule(context)
+            return self._sense(context)
 
     def execute_complete(self, context: Context, event: Any = None, deadline: float | None = None) -> Any:
         """Return the finished task or tasks after the trigger has fired.
@@ -129,72 +146,79 @@ class GptImgTaskSensor(BaseSensorOperator):
         :param deadline: Unix seconds; None: counted from submission.
         :raises GptImgError: As :meth:`execute`.
         """
-        from airflow_provider_gptimg.waiting import read_event
-
         with self._verdict():
-            timed_out = read_event(event) == "timeout"
-            return self._sense(time.time() if timed_out else deadline)
+            return self._sense(context, event, deadline)
 
     def poke(self, context: Context) -> PokeReturnValue | bool:
-        """Ask once; called in `mode="reschedule"` only."""
-        first = getattr(context.get("ti"), "get_first_reschedule_date", lambda _: None)(context)
-        waiter = self._waiter()
-        if not waiter.ask(since=first.timestamp() if first else None) and not waiter.expired:
-            self._next_poll_at = waiter.wait.next_at
-            return False
-        return PokeReturnValue(is_done=True, xcom_value=self._result(waiter))
+        """Poll once, and return whether the tasks are finished, with their dicts.
 
-    def _get_next_poke_interval(self, *how_often: Any) -> float:
-        """Return the seconds to the next poke: as the schedule says, unless an exponential backoff is wanted."""
-        if self.exponential_backoff or self._next_poll_at is None:
-            return super()._get_next_poke_interval(*how_often)
-        return max(0.0, self._next_poll_at - time.time())
+        :raises GptImgError: As :meth:`execute`.
+        """
+        wait, is_done = self._poll(context)
+        return PokeReturnValue(is_done=True, xcom_value=_result(wait)) if is_done else False
 
-    def on_kill(self) -> None:
-        """Say what a person who ends the task should know."""
-        from airflow_provider_gptimg.triggers.gptimg import PAID_FOR
-
-        self.log.warning(PAID_FOR)
-
-    def _sense(self, deadline: float | None = None) -> Any:
-        waiter = self._waiter(deadline)
-        if not waiter.ask() and not waiter.expired:
-            if self.deferrable:
-                self.defer(
-                    trigger=waiter.trigger(self.end_from_trigger and HAS_TASK_STATE_STORE),
-                    method_name="execute_complete",
-                    kwargs={"deadline": waiter.wait.deadline},
-                )
-            waiter.hold()
-        return self._result(waiter)
-
-    def _waiter(self, deadline: float | None = None) -> TaskWaiter:
+    def _poll(self, context: Context) -> tuple[TaskWait, bool]:
         from airflow_provider_gptimg.hooks.gptimg import GptImgHook
-        from airflow_provider_gptimg.waiting import TaskWaiter
 
-        return TaskWaiter(
+        wait = TaskWait(
             GptImgHook(self.gptimg_conn_id),
             self.gptimg_task_id,
             poll_interval=self.poll_interval,
             first_poll_after=self.first_poll_after,
             timeout=self.timeout,
-            deadline=deadline,
         )
+        return wait, wait.poll(since=_first_poke_at(context)) or wait.is_expired
 
-    def _result(self, waiter: TaskWaiter) -> Any:
-        tasks = [task.as_dict() for task in waiter.results()]
-        return tasks if waiter.many else tasks[0]
+    def _poke_or_reschedule(self, context: Context) -> Any:
+        wait, is_done = self._poll(context)
+        if is_done:
+            return _result(wait)
+        now = time.time()
+        next_at = wait.next_poll_at or now
+        if self.exponential_backoff:
+            pause = max(self.poke_interval, now - (_first_poke_at(context) or now))
+            if self.max_wait is not None:
+                pause = min(pause, self.max_wait.total_seconds())
+            next_at = min(now + pause, wait.deadline or now + pause)
+        raise AirflowRescheduleException(datetime.fromtimestamp(max(next_at, now), UTC))
+
+    def _sense(self, context: Context, event: Any = None, deadline: float | None = None) -> Any:
+        ends = self.end_from_trigger and HAS_TASK_STATE_STORE
+        return _result(
+            self.wait_for(context, self.gptimg_task_id, event=event, deadline=deadline, end_from_trigger=ends)
+        )
 
     @contextmanager
     def _verdict(self) -> Iterator[None]:
+        """Skip where `soft_fail` or `never_fail` say so, for the errors for which core sensors do."""
         try:
             with airflow_verdict():
                 yield
-        except (GptImgError, AirflowFailException) as error:
-            final = (AirflowFailException, GptImgTaskFailedError, GptImgTimeoutError)
-            if self.never_fail or (self.soft_fail and isinstance(error, final)):
+        except (AirflowSkipException, AirflowRescheduleException):
+            raise
+        except (AirflowFailException, AirflowTaskTimeout, GptImgTaskFailedError, GptImgTimeoutError) as error:
+            if self.soft_fail or self.never_fail:
                 raise AirflowSkipException(str(error)) from error
             raise
+        except Exception as error:
+            if self.never_fail:
+                raise AirflowSkipException(str(error)) from error
+            raise
+
+
+def _first_poke_at(context: Context) -> float | None:
+    """Return when this attempt poked first, in Unix seconds; None if that is now."""
+    ti: Any = context.get("ti")
+    if hasattr(ti, "get_first_reschedule_date"):
+        first = ti.get_first_reschedule_date(context)
+    else:  # Airflow 2.11, which starts the attempt at its first poke
+        first = getattr(ti, "start_date", None)
+    return first.timestamp() if first else None
+
+
+def _result(wait: TaskWait) -> Any:
+    tasks = [task.as_dict() for task in wait.results()]
+    return tasks if wait.many else tasks[0]
 
 
 def _renderable_in_triggerer(value: Any) -> Any:
@@ -203,7 +227,7 @@ def _renderable_in_triggerer(value: Any) -> Any:
     The triggerer renders Jinja, but resolves no `XComArg`, and a pull without `map_indexes` never returns there.
     """
     if isinstance(value, str):
-        return value if value.count("xcom_pull") <= value.count("map_indexes") else None
+        return value if _is_known_in_triggerer(value) else None
     if isinstance(value, list):
         rendered = [_renderable_in_triggerer(entry) for entry in value]
         return rendered if rendered and None not in rendered else None
@@ -214,3 +238,33 @@ def _renderable_in_triggerer(value: Any) -> Any:
         return None
     pull = f"ti.xcom_pull(task_ids={operator.task_id!r}, key={key!r}, map_indexes=-1)"
     return f"{{% set task = {pull} %}}{{{{ task['task_id'] if task is mapping else task }}}}"
+
+
+def _is_known_in_triggerer(template: str) -> bool:
+    """Return whether a template uses only what the triggerer has: no macros and filters of a DAG, no asset events."""
+    from jinja2 import Environment, TemplateSyntaxError, meta, nodes
+    from jinja2.defaults import DEFAULT_FILTERS, DEFAULT_TESTS
+
+    try:
+        tree = Environment(autoescape=True).parse(template)
+    except TemplateSyntaxError:
+        return False  # the worker says what is wrong with it
+    if not meta.find_undeclared_variables(tree) <= _NAMES | _TASK_INSTANCE:
+        return False
+    if any(node.name not in DEFAULT_FILTERS for node in tree.find_all(nodes.Filter)):
+        return False
+    if any(node.name not in DEFAULT_TESTS for node in tree.find_all(nodes.Test)):
+        return False
+    pulls = [
+        call.node
+        for call in tree.find_all(nodes.Call)
+        # Without map_indexes a pull never returns there.
+        if isinstance(call.node, nodes.Getattr) and any(given.key == "map_indexes" for given in call.kwargs)
+    ]
+    known = [
+        use.node
+        for use in tree.find_all(nodes.Getattr)
+        if use.attr in _ATTRIBUTES or (use.attr == "xcom_pull" and any(use is pull for pull in pulls))
+    ]
+    uses = [name for name in tree.find_all(nodes.Name) if name.name in _TASK_INSTANCE]
+    return all(any(use is each for each in known) for use in uses)

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_gptimg.airflow_compat import BaseOperator, conf
 from airflow_provider_gptimg.links.gptimg import ImagesLink, S3ObjectsLink
 from airflow_provider_gptimg.polling import DEFAULT_TIMEOUT
 from airflow_provider_gptimg.verdicts import airflow_verdict, retry_policy_argument
+from airflow_provider_gptimg.waiting import TaskWait, WaitMixin, raise_failures
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -19,12 +20,11 @@ if TYPE_CHECKING:
     from airflow_provider_gptimg.mirroring.assembly import Mirroring
     from airflow_provider_gptimg.mirroring.destination import KeyPattern
     from airflow_provider_gptimg.mirroring.mirror import MirroredObject
-    from airflow_provider_gptimg.waiting import TaskWaiter
 
 __all__ = ["GptImgToS3Operator"]
 
 
-class GptImgToS3Operator(BaseOperator):
+class GptImgToS3Operator(WaitMixin, BaseOperator):
     """Mirror the images of image tasks to S3, and return the mirrored objects (list of dicts).
 
     It waits for tasks that are not finished. Each object is exactly the image, or is not there: format, length and
@@ -60,7 +60,7 @@ class GptImgToS3Operator(BaseOperator):
     :param poll_interval: Seconds between polls; None: the connection's, else 5.
     :param first_poll_after: Seconds from submission to the first poll after the one made at once; None: the
         connection's, else 39.5.
-    :param timeout: Seconds from submission to completion.
+    :param timeout: Seconds from submission to completion, or a `timedelta`.
     :param retry_policy: As of any operator (Airflow 3.3 and newer).
     """
 
@@ -95,7 +95,7 @@ class GptImgToS3Operator(BaseOperator):
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         poll_interval: float | None = None,
         first_poll_after: float | None = None,
-        timeout: float = DEFAULT_TIMEOUT,
+        timeout: float | timedelta = DEFAULT_TIMEOUT,
         retry_policy: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -133,11 +133,7 @@ class GptImgToS3Operator(BaseOperator):
         :param deadline: Unix seconds; None: counted from submission.
         :raises GptImgError: As :meth:`execute`.
         """
-        from airflow_provider_gptimg.waiting import read_event
-
-        with airflow_verdict():
-            timed_out = read_event(event) == "timeout"
-        return self._mirror_when_finished(context, time.time() if timed_out else deadline)
+        return self._mirror_when_finished(context, event, deadline)
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage:
         """Return where images came from and went to, for the OpenLineage provider; of a failed attempt too."""
@@ -145,52 +141,29 @@ class GptImgToS3Operator(BaseOperator):
 
         return openlineage_datasets(*self._lineage)
 
-    def on_kill(self) -> None:
-        """Say what a person who ends the task should know."""
-        from airflow_provider_gptimg.triggers.gptimg import PAID_FOR
-
-        self.log.warning(PAID_FOR)
-
-    def _mirror_when_finished(self, context: Context, deadline: float | None = None) -> Any:
-        from airflow_provider_gptimg.hooks.gptimg import GptImgHook
+    def _mirror_when_finished(self, context: Context, event: Any = None, deadline: float | None = None) -> Any:
         from airflow_provider_gptimg.mirroring.assembly import Mirroring
-        from airflow_provider_gptimg.waiting import TaskWaiter
 
         with airflow_verdict():
             mirroring = Mirroring.assemble(self, context, self.log)
-            waiter = TaskWaiter(
-                GptImgHook(self.gptimg_conn_id),
-                self.gptimg_task_id,
-                poll_interval=self.poll_interval,
-                first_poll_after=self.first_poll_after,
-                timeout=self.timeout,
-                deadline=deadline,
+            wait = self.wait_for(
+                context, self.gptimg_task_id, event=event, deadline=deadline, before_wait=mirroring.check_buckets
             )
-            if not waiter.ask() and not waiter.expired:
-                mirroring.check_buckets()
-                if self.deferrable:
-                    self.defer(
-                        trigger=waiter.trigger(),
-                        method_name="execute_complete",
-                        kwargs={"deadline": waiter.wait.deadline},
-                    )
-                waiter.hold()
-            return [mirrored.as_dict() for mirrored in self._mirror(waiter, mirroring, context)]
+            return [mirrored.as_dict() for mirrored in self._mirror(wait, mirroring, context)]
 
-    def _mirror(self, waiter: TaskWaiter, mirroring: Mirroring, context: Context) -> list[MirroredObject]:
+    def _mirror(self, wait: TaskWait, mirroring: Mirroring, context: Context) -> list[MirroredObject]:
         """Mirror what is completed, then raise the first failure if there is one."""
         from airflow_provider_gptimg.api.tasks import ImageTask
         from airflow_provider_gptimg.exceptions import GptImgError
         from airflow_provider_gptimg.mirroring.lineage import describe_outlets, report_to_collector
-        from airflow_provider_gptimg.waiting import raise_failures
 
-        outcomes = waiter.outcomes
+        outcomes = wait.outcomes
         tasks = {task_id: task for task_id, task in outcomes.items() if isinstance(task, ImageTask)}
         pattern, manifest = mirroring.destination.pattern, mirroring.manifest
         if manifest:
             manifest.claim()
-        with mirroring.mirror(waiter.hook) as mirror:
-            copied = mirror.copy(tasks.values(), claimed=waiter.claimed)
+        with mirroring.mirror(wait.hook) as mirror:
+            copied = mirror.copy(tasks.values(), claimed=wait.claimed)
         objects = [mirrored for result in copied.values() if isinstance(result, list) for mirrored in result]
         self._lineage = pattern, objects
         report_to_collector(mirroring.s3, objects)

@@ -7,14 +7,16 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Coroutine
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_gptimg.api.tasks import COMPLETED, ImageTask, check_task_id
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgRequestError
-from airflow_provider_gptimg.polling import Progress, Wait
+from airflow_provider_gptimg.polling import Progress, Wait, check_timeout
 from airflow_provider_gptimg.telemetry import count_poll, span
+from airflow_provider_gptimg.waiting import PAID_FOR
 
 if TYPE_CHECKING:
     from airflow_provider_gptimg.hooks.shared_client import SharedClient
@@ -40,7 +42,7 @@ class GptImgTaskTrigger(BaseTrigger):
     :param poll_interval: Seconds between polls of a task; None: the connection's, else 5.
     :param first_poll_after: Seconds from submission to the first poll; None: the connection's, else 39.5.
     :param deadline: When to give up, in Unix seconds; None: `timeout` seconds after submission.
-    :param timeout: Seconds from submission to completion, for a wait without a `deadline`.
+    :param timeout: Seconds from submission to completion, or a `timedelta`, for a wait without a `deadline`.
     :param submitted_at: When the tasks were submitted, in Unix seconds; None: as the API says.
     :param first_poll_at: When to poll first, in Unix seconds; None: at once. A list has a moment for each task.
     :param end_from_trigger: End the Airflow task in the triggerer once all image tasks are completed, with its XCom
@@ -55,7 +57,7 @@ class GptImgTaskTrigger(BaseTrigger):
         poll_interval: float | None = None,
         first_poll_after: float | None = None,
         deadline: float | None = None,
-        timeout: float | None = None,
+        timeout: float | timedelta | None = None,
         submitted_at: float | None = None,
         first_poll_at: float | list[float] | None = None,
         end_from_trigger: bool = False,
@@ -67,7 +69,7 @@ class GptImgTaskTrigger(BaseTrigger):
         self.poll_interval = poll_interval
         self.first_poll_after = first_poll_after
         self.deadline = deadline
-        self.timeout = timeout
+        self.timeout = None if timeout is None else check_timeout(timeout)
         self.submitted_at = submitted_at
         self.first_poll_at = first_poll_at
         self.end_from_trigger = end_from_trigger
@@ -121,7 +123,7 @@ class GptImgTaskTrigger(BaseTrigger):
         yield event
 
     async def on_kill(self) -> None:
-        """Say what a person who ends the waiting Airflow task should know."""
+        """Say what is paid for when a person ends the waiting Airflow task."""
         self.log.warning(PAID_FOR)
 
     @staticmethod
@@ -159,7 +161,7 @@ class GptImgTaskTrigger(BaseTrigger):
             now = time.time()
             if wait.expired(now):
                 return "timeout"
-            task_id = wait.take_due(now)
+            task_id = wait.pop_due(now)
             if task_id is None:
                 await asyncio.sleep((due if wait.deadline is None else min(due, wait.deadline)) - now)
                 continue
@@ -179,7 +181,7 @@ class GptImgTaskTrigger(BaseTrigger):
                     return "timeout"
                 if self.wake_after is not None and len(wait.outcomes) >= self.wake_after:
                     return "some"
-                while len(polls) < _AT_ONCE and (task_id := wait.take_due(now)) is not None:
+                while len(polls) < _AT_ONCE and (task_id := wait.pop_due(now)) is not None:
                     polls.add(asyncio.create_task(self._poll(client, wait, task_id)))
                 next_at = wait.next_at if len(polls) < _AT_ONCE else None
                 until = [at for at in (next_at, wait.deadline) if at is not None]
@@ -228,7 +230,7 @@ class GptImgTaskTrigger(BaseTrigger):
         except GptImgError as error:
             outcome = error
         count_poll(outcome, in_triggerer=True)
-        wait.tell(task_id, outcome, time.time())
+        wait.record(task_id, outcome, time.time())
 
     async def _finish(self, wait: Wait) -> TriggerEvent:
         tasks = [wait.outcomes[task_id] for task_id in self._task_ids]
@@ -263,9 +265,3 @@ class GptImgTaskTrigger(BaseTrigger):
                 run_id=ti.run_id,
                 map_index=ti.map_index,
             )
-
-
-PAID_FOR = (
-    "The API has no call to cancel an image task: what was submitted is paid for and goes on. Clear the Airflow task "
-    "to pick its images up"
-)

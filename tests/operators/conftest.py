@@ -84,5 +84,5 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _an_unknown_task_is_not_new_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """The API may not know a new task yet; spare each test the seconds after which a task is not new any more."""
-    monkeypatch.setattr(polling, "UNSEEN_FOR", 0.1)
-    monkeypatch.setattr(polling, "NEW_FOR", 0.1)
+    monkeypatch.setattr(polling, "UNSEEN_FOR", 0.0)
+    monkeypatch.setattr(polling, "NEW_FOR", 0.0)

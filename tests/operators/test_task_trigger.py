@@ -133,7 +133,7 @@ class TestEvent:
         def fall_over(*args, **kwargs):
             raise ZeroDivisionError("unforeseen")
 
-        monkeypatch.setattr("airflow_provider_gptimg.polling.Wait.tell", fall_over)
+        monkeypatch.setattr("airflow_provider_gptimg.polling.Wait.record", fall_over)
         event = await fire(trigger_for(emulator.add_task()))
         assert event["status"] == "error"
         assert "ZeroDivisionError: unforeseen" in event["error"]["message"]

@@ -125,16 +125,16 @@ class TestWait:
         return wait
 
     def asked(self, wait: Wait, now: float) -> str:
-        task_id = wait.take_due(now)
+        task_id = wait.pop_due(now)
         assert task_id is not None
         return task_id
 
     def test_asks_when_a_task_is_due_and_not_before(self):
         wait = self.wait()
-        assert wait.take_due(START - 0.1) is None
+        assert wait.pop_due(START - 0.1) is None
         assert wait.next_at == START
-        assert wait.take_due(START) == "t"
-        assert wait.take_due(START) is None
+        assert wait.pop_due(START) == "t"
+        assert wait.pop_due(START) is None
         assert wait.next_at is None
 
     def test_asks_in_the_order_in_which_tasks_are_due(self):
@@ -142,7 +142,7 @@ class TestWait:
         wait.add(["b"], START + 2)
         wait.add(["a"], START + 3)
         wait.add(["c"], START + 1)
-        assert [wait.take_due(START + 9) for _ in range(4)] == ["c", "b", "a", None]
+        assert [wait.pop_due(START + 9) for _ in range(4)] == ["c", "b", "a", None]
 
     def test_first_polls_can_be_spread(self):
         wait = Wait(Schedule(), uniform=random.Random(1).uniform)
@@ -165,20 +165,20 @@ class TestWait:
     )
     def test_plans_the_next_poll_by_the_age_of_the_task(self, submitted_at, age, next_at):
         wait = self.wait(submitted_at=submitted_at)
-        wait.tell(self.asked(wait, START), task(age=age), START)
+        wait.record(self.asked(wait, START), task(age=age), START)
         assert wait.next_at == pytest.approx(next_at)
 
     def test_a_task_that_never_tells_its_age_is_counted_from_when_it_was_first_seen(self):
         wait = self.wait()
-        wait.tell(self.asked(wait, START), task(), START)
-        wait.tell(self.asked(wait, START + 39.5), task(), START + 39.5)
+        wait.record(self.asked(wait, START), task(), START)
+        wait.record(self.asked(wait, START + 39.5), task(), START + 39.5)
         assert wait.next_at == START + 44.5
         assert wait.submission_of("t") == START
 
     @pytest.mark.parametrize("status", ["completed", "failed"])
     def test_what_is_final_is_asked_for_no_more(self, status):
         wait = self.wait()
-        wait.tell(self.asked(wait, START), task(status), START)
+        wait.record(self.asked(wait, START), task(status), START)
         assert wait.next_at is None
         assert wait.outcomes["t"].status == status
 
@@ -189,7 +189,7 @@ class TestWait:
     )
     def test_so_is_what_no_waiting_mends(self, error):
         wait = self.wait()
-        wait.tell(self.asked(wait, START), error, START)
+        wait.record(self.asked(wait, START), error, START)
         assert wait.next_at is None
         assert wait.outcome("t") is error
 
@@ -201,19 +201,19 @@ class TestWait:
     def test_rides_out_an_outage_of_any_length(self, error):
         wait, now, pauses = self.wait(submitted_at=START), START, []
         for _ in range(20):
-            wait.tell(self.asked(wait, now), error, now)
+            wait.record(self.asked(wait, now), error, now)
             pauses.append(wait.next_at - now)
             now = wait.next_at
         assert pauses[:5] == [5, 10, 20, 40, 60]
         assert set(pauses[5:]) == {60}
-        wait.tell(self.asked(wait, now), task(), now)
+        wait.record(self.asked(wait, now), task(), now)
         assert wait.next_at - now == 5
-        wait.tell(self.asked(wait, now + 5), error, now + 5)
+        wait.record(self.asked(wait, now + 5), error, now + 5)
         assert wait.next_at - now == 10, "the outage before is over and counts no more"
 
     def test_honours_retry_after(self):
         wait = self.wait()
-        wait.tell(self.asked(wait, START), GptImgRateLimitError("slow down", retry_after=77), START)
+        wait.record(self.asked(wait, START), GptImgRateLimitError("slow down", retry_after=77), START)
         assert wait.next_at == START + 77
 
     @pytest.mark.parametrize(
@@ -229,11 +229,11 @@ class TestWait:
         """A minute after its submission; if nobody knows that, for 15 s after the first 404 of the wait."""
         wait, now = self.wait(submitted_at=submitted_at), START
         if age is not None:
-            wait.tell(self.asked(wait, now), task(age=age), now)
+            wait.record(self.asked(wait, now), task(age=age), now)
             now, final_after = wait.next_at, final_after - (wait.next_at - START)
         first, lost = now, GptImgTaskNotFoundError("unknown")
         while True:
-            wait.tell(self.asked(wait, now), lost, now)
+            wait.record(self.asked(wait, now), lost, now)
             if wait.next_at is None:
                 break
             assert now - first < final_after
@@ -244,9 +244,9 @@ class TestWait:
 
     def test_a_task_that_is_found_after_all_is_waited_for(self):
         wait = self.wait()
-        wait.tell(self.asked(wait, START), GptImgTaskNotFoundError("unknown"), START)
+        wait.record(self.asked(wait, START), GptImgTaskNotFoundError("unknown"), START)
         assert wait.is_unsure
-        wait.tell(self.asked(wait, START + 5), task(), START + 5)
+        wait.record(self.asked(wait, START + 5), task(), START + 5)
         assert not wait.is_unsure
         assert wait.waiting == ["t"]
 
@@ -256,14 +256,14 @@ class TestWait:
         wait.submissions |= {"t": START - 100, "u": START - 10}
         lost = GptImgTaskNotFoundError("unknown")
         for _ in "tu":
-            wait.tell(self.asked(wait, START), lost, START)
+            wait.record(self.asked(wait, START), lost, START)
         assert wait.waiting == ["u"]
         assert not wait.is_unsure
 
     def test_a_rejected_key_ends_the_wait_and_loses_no_task(self):
         wait = self.wait()
         with pytest.raises(GptImgAuthError):
-            wait.tell(self.asked(wait, START), GptImgAuthError("rejected"), START)
+            wait.record(self.asked(wait, START), GptImgAuthError("rejected"), START)
         assert wait.waiting == ["t"]
 
     @pytest.mark.parametrize(("now", "expired"), [(START - 0.1, False), (START, True), (START + 1, True)])
@@ -276,7 +276,7 @@ class TestWait:
     def test_takes_all_when_time_is_up(self):
         wait = self.wait()
         wait.add(["u"], START + 99)
-        assert sorted(wait.take_all()) == ["t", "u"]
+        assert sorted(wait.pop_all()) == ["t", "u"]
         assert wait.next_at is None
 
     @pytest.mark.parametrize(
@@ -294,20 +294,20 @@ class TestWait:
         wait = Wait(Schedule(), submitted_at=submitted_at, uniform=low)
         wait.add(ages or ["t"], START)
         for task_id, age in ages.items():
-            wait.take_due(START)
-            wait.tell(task_id, task(age=age, task_id=task_id), START)
+            wait.pop_due(START)
+            wait.record(task_id, task(age=age, task_id=task_id), START)
         wait.count_from_submission(600, since=START)
         assert wait.deadline == pytest.approx(deadline)
 
     def test_the_outcome_of_a_completed_task_is_the_task(self):
         wait = self.wait()
-        wait.tell(self.asked(wait, START), task("completed"), START)
+        wait.record(self.asked(wait, START), task("completed"), START)
         assert wait.outcome("t") == task("completed")
 
     def test_the_outcome_of_a_failed_task_says_that_it_was_refunded(self):
         wait = self.wait()
         failed = ImageTask("t", "failed", error="no luck", error_code="NSFW")
-        wait.tell(self.asked(wait, START), failed, START)
+        wait.record(self.asked(wait, START), failed, START)
         error = wait.outcome("t")
         assert type(error) is GptImgTaskFailedError
         assert error.code == "NSFW"
@@ -316,15 +316,15 @@ class TestWait:
 
     def test_the_outcome_of_an_unfinished_task_is_a_timeout_that_says_what_failed_last(self):
         wait = self.wait(deadline=START)
-        wait.tell(self.asked(wait, START), GptImgServerError("down", http_status=503), START)
+        wait.record(self.asked(wait, START), GptImgServerError("down", http_status=503), START)
         error = wait.outcome("t")
         assert type(error) is GptImgTimeoutError
         assert "down (HTTP 503)" in str(error)
 
     def test_a_timeout_says_the_last_status_and_the_last_answer_that_was_none(self):
         wait = self.wait(deadline=START)
-        wait.tell(self.asked(wait, START), GptImgProtocolError("A firewall.", http_status=403), START)
-        wait.tell(self.asked(wait, START + 9), task("queued"), START + 9)
+        wait.record(self.asked(wait, START), GptImgProtocolError("A firewall.", http_status=403), START)
+        wait.record(self.asked(wait, START + 9), task("queued"), START + 9)
         error = wait.outcome("t")
         assert error.last_status == "queued"
         assert "'queued'" in str(error)
@@ -334,13 +334,13 @@ class TestWait:
     def test_a_timeout_of_one_task_says_nothing_of_another(self):
         wait = self.wait(deadline=START)
         wait.add(["u"], START)
-        wait.tell("t", GptImgServerError("down"), START)
+        wait.record("t", GptImgServerError("down"), START)
         assert "down" not in str(wait.outcome("u"))
 
     @pytest.mark.parametrize("status", ["canceled", "expired", "COMPLETED", "succeeded", "content-filtered"])
     def test_a_timeout_tells_the_way_out_of_a_task_that_may_have_ended(self, status):
         wait = self.wait(deadline=START)
-        wait.tell(self.asked(wait, START), task(status), START)
+        wait.record(self.asked(wait, START), task(status), START)
         error = wait.outcome("t")
         assert type(error) is GptImgTimeoutError
         assert repr(status) in str(error)
@@ -378,7 +378,7 @@ class TestWait:
             asked_at = wait.next_at + lateness
             assert asked_at >= answered_at + interval - 1e-6  # what a float of Unix seconds can tell
             answered_at = asked_at + latency
-            wait.tell(self.asked(wait, asked_at), outcome, answered_at)
+            wait.record(self.asked(wait, asked_at), outcome, answered_at)
             assert (wait.next_at is None) == ("t" in wait.outcomes)
         assert isinstance(wait.outcome("t"), ImageTask | GptImgError)
 
@@ -401,7 +401,7 @@ class TestProgress:
         lines: list[str] = []
         progress = Progress(lines.append)
         for outcome, after in facts:
-            progress.tell("t", outcome, START + after, submitted_at)
+            progress.log_poll("t", outcome, START + after, submitted_at)
         return lines
 
     def test_tells_each_change_of_status(self):
@@ -432,5 +432,5 @@ class TestProgress:
         progress = Progress(lines.append)
         for second in range(0, 120, 5):
             for number in range(1000):
-                progress.tell(str(number), task(), START + second, START)
+                progress.log_poll(str(number), task(), START + second, START)
         assert len(lines) == 1000 + 3
