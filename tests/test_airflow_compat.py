@@ -31,6 +31,7 @@ FIRST_PLACE_SINCE = {
         "AirflowPlugin",
         "AirflowRescheduleException",
         "AirflowSkipException",
+        "AirflowTaskTimeout",
         "DagBag",
         "TaskInstanceKey",
         "determine_kwargs",

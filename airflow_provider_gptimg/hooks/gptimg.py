@@ -33,7 +33,6 @@ from airflow_provider_gptimg.polling import DEFAULT_TIMEOUT, Progress, Wait, che
 __all__ = ["GptImgHook"]
 
 
-
 @dataclass(frozen=True)
 class PreparedSubmit:
     """A submit, ready to be sent.
