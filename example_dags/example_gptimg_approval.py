@@ -9,6 +9,7 @@ round without a person's click, and the runs of the DAG are the rounds.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from urllib.parse import quote
 
 from airflow.exceptions import AirflowOptionalProviderFeatureException
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
@@ -31,8 +32,16 @@ def table_row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
+def shown(url: str) -> str:
+    """Return an image's URL as it can stand in Markdown, if images may come from its host."""
+    from airflow_provider_gptimg.hooks.gptimg import GptImgHook
+
+    return quote(GptImgHook().settings.check_media_url(url), safe=":/?&=%+")
+
+
 @dag(
     schedule=None,
+    user_defined_filters={"shown": shown},
     default_args={"retries": 2},  # A retry takes up what is paid for already.
     params={
         "subject": Param("A ferry in the fog", type="string"),
@@ -48,7 +57,9 @@ def example_gptimg_approval():
         subject="{{ params.subject }}: which posters do we keep?",
         body=table_row(STYLES)
         + table_row("---" for _ in STYLES)
-        + table_row(f"![{style}]({{{{ ti.xcom_pull(task_ids='{style}').media_url }}}})" for style in STYLES),
+        + table_row(
+            f"![{style}]({{{{ ti.xcom_pull(task_ids='{style}').images[0].url | shown }}}})" for style in STYLES
+        ),
         options=[*STYLES, MAKE_OTHERS],
         options_mapping={**{style: f"mirror_{style}" for style in STYLES}, MAKE_OTHERS: "make_others"},
         multiple=True,

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import socket
 from pathlib import Path
 
 import pytest
+
+from airflow_provider_gptimg.exceptions import GptImgMediaError
 
 FOLDER = Path(__file__).parents[1] / "example_dags"
 FILES = sorted(FOLDER.glob("*.py"))
@@ -41,3 +44,15 @@ def test_what_the_docs_quote_is_marked_from_start_to_end(path):
     assert marks
     assert [mark for mark, _ in marks] == ["START", "END"] * (len(marks) // 2)
     assert [name for _, name in marks[::2]] == [name for _, name in marks[1::2]]
+
+
+def test_a_form_shows_images_of_allowed_hosts_alone_and_nothing_breaks_its_markdown(emulator):
+    spec = importlib.util.spec_from_file_location("approval", FOLDER / "example_gptimg_approval.py")
+    approval = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(approval)
+    assert approval.shown("https://file.gptimg.co/a-1.png?s=1&t=%2F") == "https://file.gptimg.co/a-1.png?s=1&t=%2F"
+    assert (
+        approval.shown("https://file.gptimg.co/a)<b>[c](d)|e") == "https://file.gptimg.co/a%29%3Cb%3E%5Bc%5D%28d%29%7Ce"
+    )
+    with pytest.raises(GptImgMediaError):
+        approval.shown("https://evil.example/a.png")
