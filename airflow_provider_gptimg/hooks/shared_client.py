@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
 from dataclasses import dataclass
+from inspect import signature
 from ssl import SSLContext
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import aiohttp
@@ -161,7 +164,9 @@ class SharedClient:
             if (last.context, last.proxy, last.max_connections) == (context, proxy, settings.max_connections):
                 return
         session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=settings.max_connections, keepalive_timeout=KEEP_ALIVE, ssl=context),
+            connector=aiohttp.TCPConnector(
+                limit=settings.max_connections, keepalive_timeout=KEEP_ALIVE, ssl=context, **_SMALL_READS
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None),  # each call has one, from its first byte to its last
             auto_decompress=False,  # it would decode without a bound
@@ -184,6 +189,20 @@ class SharedClient:
         """Close all its connections."""
         for way in self._ways:
             await way.session.close()
+
+
+def _small_socket(address: tuple[Any, ...]) -> socket.socket:
+    """Return a socket that the event loop reads in small pieces, so that parsing one of them is soon done."""
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+    return made
+
+
+# From aiohttp 3.12 on.
+_SMALL_READS: dict[str, Any] = (
+    {"socket_factory": _small_socket} if "socket_factory" in signature(aiohttp.TCPConnector).parameters else {}
+)
 
 
 async def _receive(response: aiohttp.ClientResponse) -> tuple[bytes, str | None]:
