@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import lru_cache
 from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Any
@@ -167,10 +168,12 @@ class ConnectionSettings:
             max_connections=_read_count(extra.get("max_connections"), wrong),
         )
 
-    def schedule(self, poll_interval: float | None = None, first_poll_after: float | None = None) -> Schedule:
+    def schedule(
+        self, poll_interval: float | timedelta | None = None, first_poll_after: float | timedelta | None = None
+    ) -> Schedule:
         """Return when to poll: as the task says, else this connection, else the default.
 
-        :raises GptImgRequestError: What the task says is no number of seconds.
+        :raises GptImgRequestError: What the task says is not a number of seconds.
         """
         chosen = {}
         for name, told, default in (
@@ -242,8 +245,10 @@ def _missing(conn_id: str) -> GptImgRequestError:
 
 
 def _read_seconds(name: str, value: Any) -> float:
-    """Return a number of seconds, also from text; only a first poll may come after none."""
+    """Return a number of seconds, also from text or a `timedelta`; only a first poll may come after none."""
     at_least = 0.0 if name == "first_poll_after" else 0.001
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):

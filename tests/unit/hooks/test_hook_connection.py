@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -480,6 +481,7 @@ class FakeConnection:
         ({"poll_interval": 7, "first_poll_after": 20}, {"poll_interval": 9}, (9.0, 20.0)),
         ({"poll_interval": 7, "first_poll_after": 20}, {"first_poll_after": 0}, (7.0, 0.0)),
         ({}, {"poll_interval": "9", "first_poll_after": "1.5"}, (9.0, 1.5)),
+        ({}, {"poll_interval": timedelta(seconds=9), "first_poll_after": timedelta(0)}, (9.0, 0.0)),
     ],
 )
 def test_a_task_says_when_to_poll_else_its_connection(extra, told, schedule):
