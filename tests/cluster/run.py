@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import random
 import shlex
 import sys
@@ -48,7 +49,7 @@ def main() -> int:
             say(f"an image of {dag_id} costs {cost}")
         figures |= stormy(cluster, load, options.seed, options.faults, began + options.minutes * 60)
         figures["usage after"] = cluster.usage()
-    figures |= {"seed": options.seed, "seconds": time.monotonic() - began}
+    figures |= {"seed": options.seed, "cores": os.cpu_count(), "seconds": time.monotonic() - began}
     figures["command"] = " ".join(
         ["make cluster", *(f"CLUSTER_ARGS='{shlex.join(rest)}'" for rest in [sys.argv[1:]] if rest)]
     )
@@ -92,11 +93,13 @@ def calm(cluster: Cluster, requests: Counter[str], sensors: int) -> dict[str, di
 
 def stormy(cluster: Cluster, load: dict[str, int], seed: int, number: int, deadline: float) -> dict[str, object]:
     """Run the load amid faults; then clear what failed, once; return all figures."""
+    order = random.Random(seed).sample(list(FAULTS), number)
     scene = Scene(cluster, f"storm-{seed}", random.Random(seed))
+    began = time.monotonic()
     runs = [start(cluster, dag_id, images, scene.label) for dag_id, images in load.items()]
     until(lambda: scene.pick(1, "running", "deferred"), 120, "the load to begin")
     happened: list[Happened] = []
-    for name in scene.chance.sample(list(FAULTS), number):
+    for name in order:
         if not scene.goes_on():
             say(f"the load is over; not made: {name}")
             break
@@ -104,6 +107,7 @@ def stormy(cluster: Cluster, load: dict[str, int], seed: int, number: int, deadl
         say(json.dumps(asdict(happened[-1])))
         time.sleep(scene.chance.uniform(5, 15))
     hangs = _wait(runs, deadline)
+    seconds = time.monotonic() - began
     before = {run.run.dag_id: run.run.state for run in runs}
     say(f"ended: {before}")
     for run in runs:
@@ -115,6 +119,7 @@ def stormy(cluster: Cluster, load: dict[str, int], seed: int, number: int, deadl
         say(f"{dag_id}: {asdict(outcome)}")
     return {
         "faults": [asdict(each) for each in happened],
+        "load seconds": seconds,
         "before the clear": before,
         "images": {run.run.dag_id: run.images for run in runs},
         "outcomes": {dag_id: asdict(outcome) for dag_id, outcome in outcomes.items()},
