@@ -54,11 +54,11 @@ from __future__ import annotations
 
 try:
     from airflow_provider_gptimg.emulator.emulator import Emulator
-except ModuleNotFoundError as error:
-    if error.name not in ("aiohttp", "PIL"):
+except ModuleNotFoundError as _missing:
+    if _missing.name not in ("aiohttp", "PIL"):
         raise
     raise ImportError(
-        f"The emulator needs {error.name}: pip install 'airflow-provider-gptimg[emulator]'", name=error.name
+        f"The emulator needs {_missing.name}: pip install 'airflow-provider-gptimg[emulator]'", name=_missing.name
     ) from None
 
 __all__ = ["Emulator"]

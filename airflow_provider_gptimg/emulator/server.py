@@ -31,7 +31,7 @@ SUBMIT_PATH = "/api/v1/images/generate"
 POLL_PATH = "/api/v1/images/task/{task_id}"
 IMAGES_PATH = "/gpt-image-2-outputs"
 
-log = logging.getLogger("airflow_provider_gptimg.emulator")
+log: logging.Logger = logging.getLogger("airflow_provider_gptimg.emulator")
 
 Work = Callable[[web.Request, "Fault | None"], Awaitable[web.Response]]
 
@@ -67,10 +67,10 @@ class Server:
             raise ValueError(f"rate_limit_rate must be from 0 to 1, not {rate_limit_rate!r}")
         self.state = state
         self.faults = faults
-        self.holds = delivery.Holds()
+        self.holds: delivery.Holds = delivery.Holds()
         self.calls: list[Call] = []
-        self.latency = 0.0
-        self.image_latency = 0.0
+        self.latency: float = 0.0
+        self.image_latency: float = 0.0
         self._references_field = reference_images_field
         self._rate_limit_rate = rate_limit_rate
         self._record_calls = record_calls

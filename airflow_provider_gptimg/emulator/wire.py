@@ -54,8 +54,8 @@ class ApiError(Exception):
         super().__init__(message)
         self.status = status
         self.message = message
-        self.code = code or error_code(status)
-        self.headers = dict(headers or {})
+        self.code: str = code or error_code(status)
+        self.headers: dict[str, str] = dict(headers or {})
 
 
 @dataclass(frozen=True)

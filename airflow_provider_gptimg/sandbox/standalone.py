@@ -54,17 +54,17 @@ class StandaloneAirflow:
     username = "admin"
 
     def __init__(self, dags_folder: str | Path, env: Mapping[str, str] | None = None) -> None:
-        self.home = Path(tempfile.mkdtemp(prefix="gptimg-airflow-")).resolve()
+        self.home: Path = Path(tempfile.mkdtemp(prefix="gptimg-airflow-")).resolve()
         self._reaper = subprocess.Popen(  # noqa: S603 - our own command
             [sys.executable, reaper.__file__, str(self.home)],
             cwd=self.home.parent,
             stdin=subprocess.PIPE,
             start_new_session=True,
         )
-        self.url = f"http://127.0.0.1:{_free_port()}"
-        self.password = secrets.token_urlsafe(9)
+        self.url: str = f"http://127.0.0.1:{_free_port()}"
+        self.password: str = secrets.token_urlsafe(9)
         self._env = _environment(self.home, self.url, Path(dags_folder).resolve()) | dict(env or {})
-        self.api = AirflowApi(self.url, self.username, self.password)
+        self.api: AirflowApi = AirflowApi(self.url, self.username, self.password)
         self._components: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, timeout: float = 300.0) -> None:
