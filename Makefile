@@ -8,7 +8,7 @@ export UV_SYSTEM_CERTS := 1
 # Compiled once at installation; else each of Airflow's processes compiles all of it anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test fuzz system browser chaos cluster soak matrix bench check types dist sbom docs lock clean help
+.PHONY: setup demo test fuzz system browser chaos cluster soak matrix bench check types dist sbom docs lock clean help scenes
 
 help:
 	@echo "make demo    run an example DAG on a throw-away Airflow with a stand-in API and S3"
@@ -18,6 +18,7 @@ help:
 	@echo "make browser install the browser that shows the gallery to its tests (as root)"
 	@echo "make chaos   minutes of random kills"
 	@echo "make cluster hundreds of images on an Airflow cluster whose parts fail in turn (a root installs PostgreSQL and Redis)"
+	@echo "make scenes  two attempts of a task at once, late writes, clicks amid a submit, on that cluster"
 	@echo "make soak    steady load on that cluster: memory, sockets and files stay flat (MINUTES=30)"
 	@echo "make matrix  the tests on every supported Airflow (SHORT=1: a few on three; NAMES=3.0-lowest: one)"
 	@echo "make bench   what a wait, a mirrored image and a batch cost, beside official providers and by hand"
@@ -64,6 +65,9 @@ chaos: $(READY)
 # By default the whole load, whose report is a page of the docs. CLUSTER_ARGS="--size 0.1 --faults 2" tries it out.
 cluster: .venv-cluster
 	.venv-cluster/bin/python tests/cluster/run.py $(or $(CLUSTER_ARGS),--report docs/cluster.md)
+
+scenes: .venv-cluster
+	.venv-cluster/bin/python tests/cluster/scenes.py $(or $(CLUSTER_ARGS),--report docs/attempts.md)
 
 soak: MINUTES := 30
 soak: .venv-cluster

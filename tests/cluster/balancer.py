@@ -9,19 +9,31 @@ import re
 import sys
 import threading
 from collections import Counter, defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote
 
 import httpx
 from aiohttp import ClientConnectorError, web
 from multidict import CIMultiDict
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "system"))
-from kill_gate import Gate, _task_instance
+from kill_gate import Gate, Hold, _task_instance
 
-__all__ = ["Balancer"]
+__all__ = ["Balancer", "Stall", "step_of"]
 
 _CHECK_INTERVAL = 2.0
 """Seconds between two health checks, and for one."""
+
+
+@dataclass
+class Stall(Hold):
+    """A call that is executed only when it is let go, though its client has long given it up and repeated it.
+
+    :param executed: An API server has answered it.
+    """
+
+    executed: threading.Event = field(default_factory=threading.Event)
 
 
 class Balancer(Gate):
@@ -52,6 +64,12 @@ class Balancer(Gate):
         self._closing.set()
         super().__exit__()
 
+    def stall(self, run: str, step: str) -> Stall:
+        """Keep the next such call of a run, as a stalled server or proxy does."""
+        stall = Stall(run, step, "request")
+        self._holds.append(stall)
+        return stall
+
     def both_up(self) -> bool:
         """Tell whether each server answered its last health check."""
         return all(self._up.values())
@@ -66,6 +84,14 @@ class Balancer(Gate):
             except httpx.TransportError:
                 self._up[url] = False
 
+    async def _stop_at(self, request: web.Request, call: str | None, where: str) -> None:
+        step = step_of(request.method, request.path)
+        run = step and self._runs.get(_task_instance(request))
+        for hold in self._holds:
+            if isinstance(hold, Stall) and (hold.run, hold.call, hold.where) == (run, step, where):
+                request["stall"] = hold
+        await super()._stop_at(request, step, where)
+
     async def _asked(self, request: web.Request, body: bytes) -> tuple[int, CIMultiDict[str], bytes]:
         order = [next(self._turn) for _ in self._upstreams]
         for url in sorted(order, key=lambda url: not self._up[url]):
@@ -76,6 +102,8 @@ class Balancer(Gate):
                 refused = error
                 continue
             self._count(request, answer)
+            if "stall" in request:
+                request["stall"].executed.set()
             return answer
         raise refused
 
@@ -86,6 +114,20 @@ class Balancer(Gate):
         if request.path.endswith("/run") and answer[0] == httpx.codes.OK:
             self._dags[task_instance] = json.loads(answer[2])["dag_run"]["dag_id"]
         self.calls[self._dags.get(task_instance, "")][f"{request.method} {_kind(request.path)}"] += 1
+
+
+def step_of(method: str, path: str) -> str | None:
+    """Return which step of a submission a call is: read, intend, look, outcome, end; None: another call."""
+    if "/store/ti/" not in path:
+        return None
+    name = unquote(path).rpartition("/")[2]
+    if name.endswith(".begun"):
+        return "look" if method == "GET" else "announce"
+    if name.endswith((".intent", ".leg")) or "intent" in name:
+        return "read" if method == "GET" else "intend"
+    if method == "PUT":
+        return "outcome" if "outcome" in name else "end" if name.endswith(".end") else None
+    return None
 
 
 def _kind(path: str) -> str:
