@@ -15,7 +15,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ _COMPONENTS = {
     "worker-1": ("celery", "worker", "--skip-serve-logs", "-H", "worker-1@localhost"),
     "worker-2": ("celery", "worker", "--skip-serve-logs", "-H", "worker-2@localhost"),
 }
+_HEARTBEATS = Counter({"SchedulerJob": 1, "DagProcessorJob": 1, "TriggererJob": 2})
 API_SERVERS = ("api-server-1", "api-server-2")
 
 
@@ -188,28 +189,26 @@ class Cluster:
         except psutil.NoSuchProcess:
             return []
 
-    def healthy(self) -> bool:
-        """Tell whether all components run and Airflow says that they are well."""
-        if any(process.poll() is not None for process in self._processes.values()):
+    def healthy(self, since: float = 0.0) -> bool:
+        """Tell whether all components run and have given a sign of life.
+
+        :param since: Unix seconds; older signs do not count.
+        """
+        if any(process.poll() is not None for process in self._processes.values()) or not self.balancer.both_up():
             return False
-        try:
-            health = self.api.health()
-            return self.balancer.both_up() and all(part["status"] == "healthy" for part in health.values())
-        except (httpx.HTTPError, KeyError, ValueError, TypeError):
-            return False
+        alive = f"state = 'running' and latest_heartbeat > to_timestamp({since})"
+        sql = f"select job_type, count(*) from job where {alive} group by 1"
+        return Counter(dict(self.query(sql))) >= _HEARTBEATS
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """Return the rows that Airflow's database answers with; none while it is away."""
         try:
-            connection = psycopg2.connect(self._dsn("postgresql"), connect_timeout=5)
-        except psycopg2.OperationalError:
-            return []
-        try:
-            with connection, connection.cursor() as cursor:
+            connect = psycopg2.connect(self._dsn("postgresql"), connect_timeout=5)
+            with closing(connect) as connection, connection.cursor() as cursor:
                 cursor.execute(sql)
                 return cursor.fetchall()
-        finally:
-            connection.close()
+        except psycopg2.OperationalError:
+            return []
 
     def usage(self) -> dict[str, dict[str, float]]:
         """Return memory (MiB), sockets, open files and CPU (s, of ended children too) by component."""

@@ -58,7 +58,7 @@ class Scene:
         over = time.time()
         happened.lasted = over - began
         success = f"select 1 from task_instance where state = 'success' and end_date > to_timestamp({over}) limit 1"
-        happened.healthy = _seconds_until(self.cluster.healthy, over)
+        happened.healthy = _seconds_until(lambda: self.cluster.healthy(over), over)
         happened.next_success = _seconds_until(lambda: self.cluster.query(success) or not self.goes_on(), over)
         happened.restarted = dict(self.cluster.restarts - before)
         return happened
