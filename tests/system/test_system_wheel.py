@@ -45,7 +45,7 @@ def python(folder: Path) -> Path:
     (wheel,) = (folder / "dist").iterdir()
     uv, python = Path(sys.executable).parent / "uv", folder / "venv/bin/python"
     run(uv, "venv", "--quiet", "--python", sys.executable, folder / "venv", folder=folder)
-    pins = ("--constraint", ROOT / "requirements.lock")
+    pins = ("--constraint", ROOT / "tests/compat/pins/airflow-3.3.1.txt")
     run(uv, "pip", "install", "--python", python, *pins, f"{wheel}[sandbox]", folder=folder, timeout=300)
     return python
 
