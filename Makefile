@@ -8,7 +8,7 @@ export UV_SYSTEM_CERTS := 1
 # Compiled once at installation; else each of Airflow's processes compiles all of it anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test fuzz system browser chaos cluster soak matrix bench check types dist sbom docs lock clean help scenes
+.PHONY: setup demo test fuzz system browser chaos cluster scenes soak matrix bench check types dist sbom docs lock clean help
 
 help:
 	@echo "make demo    run an example DAG on a throw-away Airflow with a stand-in API and S3"

@@ -13,7 +13,7 @@ import threading
 import time
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -124,7 +124,7 @@ def _run(options: argparse.Namespace) -> int:
             console.print(f"It is up after {started_in:.0f} s, at {airflow.url}")
             console.print(f"Log in as {airflow.username}, password {airflow.password}\n")
             run = airflow.trigger(options.dag, {"bucket": services.bucket})
-            succeeded = _show(run, services.s3, console)
+            succeeded = _show(run, services, console)
             if options.keep:
                 console.print(f"\nAirflow stays at {run.url} until Ctrl-C.")
                 with suppress(SystemExit):
@@ -135,29 +135,29 @@ def _run(options: argparse.Namespace) -> int:
             airflow.stop()
 
 
-def _show(run: DagRun, s3: Any, console: Console) -> bool:
+def _show(run: DagRun, services: Services, console: Console) -> bool:
     """Show how a run goes, what came of it, and the runs that it starts; return whether all of them succeeded."""
     from airflow_provider_gptimg.sandbox import show
 
     console.print(f"Running {run.dag_id}.\n")
-    succeeded = show.follow(run, console, RUN_LIMIT) == "success"
+    succeeded = show.follow(run, console, RUN_LIMIT, services.books) == "success"
     console.print()
     if not succeeded:
         show.show_failures(run, console)
         console.print(f"\n{run.dag_id} failed; the log above says why.")
         return False
     show.show_stages(run, console)
-    objects = show.mirrored_objects(run, s3)
+    objects = show.mirrored_objects(run, services.s3)
     if objects:
         console.print()
         show.show_objects(objects, console)
-        show.save_images(objects, s3, OUTPUT)
+        show.save_images(objects, services.s3, OUTPUT)
         console.print(f"\nThe images are in ./{OUTPUT}/ too.")
     show.show_batches(run, console)
     followers = run.started_runs()
     show.show_asset_events(run, console)
     console.print()
-    return all(_show(follower, s3, console) for follower in followers)
+    return all(_show(follower, services, console) for follower in followers)
 
 
 if __name__ == "__main__":

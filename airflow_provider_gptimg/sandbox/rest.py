@@ -107,6 +107,12 @@ class AirflowApi:
         events: list[dict[str, Any]] = until(ask, 60, "the asset events")["asset_events"]
         return events
 
+    def tiles(self, dag_id: str, run_id: str) -> dict[str, Any]:
+        """Return what the gallery shows of a run: its `tiles`, its `credits` and more."""
+        answer = self._http.get(f"/gptimg/dags/{dag_id}/tiles", params={"run_id": run_id}, headers=self._headers)
+        shown: dict[str, Any] = answer.raise_for_status().json()
+        return shown
+
     def _is_known(self, dag_id: str) -> bool:
         if self.call("GET", f"/dags/{dag_id}"):
             return True
@@ -187,6 +193,11 @@ class DagRun:
         path = f"{self.path}/taskInstances/{task_id}/xcomEntries/{key}"
         entry = self.api.call("GET", path, map_index=map_index, deserialize=True)
         return entry and entry["value"]
+
+    def credits(self) -> tuple[int, int]:
+        """Return the credits charged and refunded, as far as Airflow has them on record; the gallery reads them."""
+        recorded = self.api.tiles(self.dag_id, self.run_id)["credits"]
+        return recorded["charged"], recorded["refunded"]
 
     def asset_events(self) -> list[dict[str, Any]]:
         """Return the asset events of its tasks, each with its `extra`, and as `created_dagruns` what it has started."""

@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_gptimg.sandbox.s3 import S3Server
 
-__all__ = ["Services", "real_services", "stand_ins"]
+if TYPE_CHECKING:
+    from airflow_provider_gptimg.emulator import Emulator
+
+__all__ = ["Services", "books", "real_services", "stand_ins"]
 
 _BUCKET = "gptimg-demo"
 _REFERENCES = ("chair", "room")
@@ -25,12 +28,14 @@ class Services:
     :param bucket: Where the images go.
     :param connections: Environment that makes them Airflow's default connections; holds the key.
     :param s3: A boto3 client.
+    :param books: The credits that the API has charged and refunded so far; None: it does not tell.
     """
 
     names: str
     bucket: str
     connections: dict[str, str] = field(repr=False)
     s3: Any = field(repr=False)
+    books: Callable[[], tuple[int, int]] | None = field(default=None, repr=False)
 
 
 @contextmanager
@@ -57,7 +62,16 @@ def stand_ins(speed: float) -> Iterator[Services]:
                 "AIRFLOW_CONN_AWS_DEFAULT": server.connection_json,
             },
             s3=s3,
+            books=lambda: books(emulator),
         )
+
+
+def books(emulator: Emulator) -> tuple[int, int]:
+    """Return the credits that an emulator has charged and refunded."""
+    sums = {"charge": 0, "refund": 0}
+    for entry in emulator.ledger:
+        sums[entry.kind] += entry.credits
+    return sums["charge"], sums["refund"]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,32 +39,33 @@ _SHOWN = {
 }
 
 
-def follow(run: DagRun, console: Console, limit: float) -> str:
+def follow(run: DagRun, console: Console, limit: float, books: Callable[[], tuple[int, int]] | None = None) -> str:
     """Print a line whenever a stage of the run gets on, and return the run's final state.
 
     :param limit: Seconds.
+    :param books: Returns the credits that the API has charged and refunded so far; None: as Airflow has recorded them.
     :raises TimeoutError: The run is not over by then.
     """
     began = time.monotonic()
     seen: dict[tuple[str, int], tuple[str, int]] = {}
-    credits: dict[tuple[str, int, int], int] = {}
-    console.print(f"{'elapsed':>9}  {'credits':>7}  stage")
+    books = books or run.credits
+    before = books()
+    console.print(f"{'elapsed':>9}  {'charged':>7}  {'refunded':>8}  stage")
     with console.status("") as line:
         while True:
             # Asked for first, so that its tasks are final when it is.
             state = run.state
             elapsed = time.monotonic() - began
+            charged, refunded = (now - then for now, then in zip(books(), before, strict=True))
             for ti in run.task_instances():
                 task_id, map_index, attempt = ti["task_id"], ti["map_index"], ti["try_number"]
                 if ti["state"] not in _SHOWN or seen.get((task_id, map_index)) == (ti["state"], attempt):
                     continue
                 seen[task_id, map_index] = (ti["state"], attempt)
-                charged = run.xcom(task_id, "credits", map_index)
-                credits[task_id, map_index, attempt] = charged or 0
-                console.print(f"{elapsed:7.1f} s  {sum(credits.values()):7}  {_stage(ti)}: {_SHOWN[ti['state']]}")
+                console.print(f"{elapsed:7.1f} s  {charged:7}  {refunded:8}  {_stage(ti)}: {_SHOWN[ti['state']]}")
                 if ti["state"] == "awaiting_input":
-                    console.print(f"{'':20} answer at {run.url}/tasks/{task_id}/required_actions")
-            line.update(f"{elapsed:.0f} s, {sum(credits.values())} credits")
+                    console.print(f"{'':30} answer at {run.url}/tasks/{task_id}/required_actions")
+            line.update(f"{elapsed:.0f} s, {charged} credits charged, {refunded} refunded")
             if state in FINAL_RUN_STATES:
                 return state
             if elapsed > limit:

@@ -18,6 +18,7 @@ from rich.console import Console
 from airflow_provider_gptimg.emulator import Emulator
 from airflow_provider_gptimg.sandbox import AirflowApi, StandaloneAirflow, show
 from airflow_provider_gptimg.sandbox.rest import until
+from airflow_provider_gptimg.sandbox.services import books
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -66,7 +67,7 @@ def test_it_brings_the_pictures_of_an_example_and_stays_if_told_so(tmp_path):
     content = picture.read_bytes()
     assert (f"{len(content):,}", hashlib.sha256(content).hexdigest()) == (size, sha256)
     assert picture.name == uri.removeprefix("s3://gptimg-demo/edits/").replace("/", "-")
-    assert re.search(r"^\s+[\d.]+ s\s+2  mirror: done$", output, re.M), "elapsed, credits, stage"
+    assert re.search(r"^\s+[\d.]+ s\s+2\s+0  mirror: done$", output, re.M), "elapsed, charged, refunded, stage"
     assert left_in(tmp_path) == []
 
 
@@ -109,11 +110,12 @@ def test_a_failed_run_is_told_with_the_log_of_its_task(airflow: StandaloneAirflo
     emulator.fault("submit", "fail", error="The prompt was [bold]too bold[/bold]")
     console = Console(record=True, markup=False, width=200)
     run = airflow.trigger("example_gptimg_to_s3")
-    assert show.follow(run, console, limit=120) == "failed"
+    assert show.follow(run, console, 120, lambda: books(emulator)) == "failed"
+    assert run.credits()[0] == 4
     show.show_failures(run, console)
     told = console.export_text()
-    assert re.search(r"^\s+[\d.]+ s\s+4  wait: failed$", told, re.M)
-    assert re.search(r"^\s+[\d.]+ s\s+4  mirror: not run$", told, re.M)
+    assert re.search(r"^\s+[\d.]+ s\s+4\s+4  wait: failed$", told, re.M)
+    assert re.search(r"^\s+[\d.]+ s\s+4\s+4  mirror: not run$", told, re.M)
     assert "log of wait, attempt 1" in told
     assert "The prompt was [bold]too bold[/bold]" in told
     assert "log of submit" not in told
