@@ -28,7 +28,7 @@ autodoc_member_order = "bysource"
 python_maximum_signature_line_length = 90
 # What is documented elsewhere; with no network, there is no inventory to look it up in.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(airflow|collections|httpx)\..*|datetime|(datetime\.)?timedelta"),
+    (r"py:.*", r"(airflow|collections|httpx)\..*|datetime|(datetime\.)?timedelta|airflow_provider_gptimg\.waiting\..*"),
     (r"py:exc", r"GptImg\w+Error"),  # named in full on the page of errors
 ]
 
