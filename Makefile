@@ -8,12 +8,13 @@ export UV_SYSTEM_CERTS := 1
 # Compiled once at installation; else each of Airflow's processes compiles all of it anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test fuzz system browser chaos cluster scenes soak matrix bench check types dist sbom docs lock clean help
+.PHONY: setup demo test quick fuzz system browser chaos cluster scenes soak matrix bench check types dist sbom docs lock clean help
 
 help:
 	@echo "make demo    run an example DAG on a throw-away Airflow with a stand-in API and S3"
 	@echo "make test    the tests, with one DAG on a running Airflow"
 	@echo "make fuzz    a million odd answers of the API (ANSWERS=1000000)"
+	@echo "make quick   the tests of what needs no server, in seconds"
 	@echo "make system  more on a running Airflow: kills at every point, the gallery, the sandbox"
 	@echo "make browser install the browser that shows the gallery to its tests (as root)"
 	@echo "make chaos   minutes of random kills"
@@ -43,11 +44,16 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)
 	$(BIN)/python -m airflow_provider_gptimg.sandbox $(if $(KEEP),--keep)
 
+# A file stays on one core, since its tests share what they start; conftest.py has the long files begin first.
 test: $(READY)
-	$(BIN)/python -m pytest -m "not (system or chaos or registry)" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder -m "not (system or chaos or registry)" $(PYTEST_ARGS)
 
 fuzz: $(READY)
 	FUZZ_ANSWERS=$(or $(ANSWERS),1000000) $(BIN)/python -m pytest tests/unit/hooks/test_hook_fuzzed.py -s $(PYTEST_ARGS)
+
+quick: $(READY)
+	$(BIN)/python -m pytest --quiet tests/unit tests/test_layers.py tests/mirroring/test_image_formats.py \
+		--ignore tests/unit/hooks $(PYTEST_ARGS)
 
 system: $(READY)
 	$(BIN)/python -m pytest -m system $(PYTEST_ARGS)

@@ -34,6 +34,23 @@ os.environ |= {
 
 BUCKET = "images"
 
+# They start an Airflow or run whole DAGs: begun last, they would keep one core waiting for the other.
+LONG_FILES = {
+    "test_batch_dags.py",
+    "test_compat.py",
+    "test_cost_command.py",
+    "test_dag_runs.py",
+    "test_docs_blocks.py",
+    "test_docs_links.py",
+    "test_lineage.py",
+    "test_system_pipeline.py",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long files."""
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _loopback_only() -> Iterator[None]:

@@ -161,6 +161,7 @@ def test_athena_is_told_the_fields_that_a_manifest_has(manifest):
     )
 
 
+CONSTRAINTS = r"https://raw\.githubusercontent\.com/apache/airflow"
 README_TEST = """
 from airflow_provider_gptimg.hooks.gptimg import GptImgHook
 
@@ -208,6 +209,10 @@ def test_commands_work(command: str, block: Block, airflow_db, dag_folder, tmp_p
         case ["make", target]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
         case ["pip", "install", *requirements]:
+            if "--constraint" in requirements:
+                requirements.remove("--constraint")
+                constraints = requirements.pop()
+                assert re.fullmatch(rf"{CONSTRAINTS}/constraints-3\.\d+\.\d+/constraints-3\.\d+\.txt", constraints)
             for requirement in requirements:
                 check_requirement(requirement)
         case ["python", "-m", "pytest"]:

@@ -89,7 +89,16 @@ def run(name: str, python: str, tests: Iterable[str]) -> dict[str, Any] | None:
         return None
     report = interpreter.parent / "junit.xml"
     started = monotonic()
-    options = ["-m", "not (system or chaos or registry)", "--numprocesses", "auto", "--quiet", f"--junit-xml={report}"]
+    options = [
+        "-m",
+        "not (system or chaos or registry)",
+        "--numprocesses",
+        "logical",
+        "--dist",
+        "loadfile",
+        "--quiet",
+        f"--junit-xml={report}",
+    ]
     env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     failed = subprocess.run([interpreter, "-m", "pytest", *options, *tests], cwd=ROOT, env=env).returncode
     suite = ElementTree.parse(report).getroot()[0]
