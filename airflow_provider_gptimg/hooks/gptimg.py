@@ -76,7 +76,7 @@ class GptImgHook(BaseHook):
     def settings(self) -> ConnectionSettings:
         """What the connection says, checked.
 
-        :raises GptImgRequestError: A field of it is wrong, e.g. an unsafe host.
+        :raises GptImgRequestError: There is none, or a field of it is wrong, e.g. an unsafe host.
         :raises GptImgAuthError: It has no key.
         """
         return ConnectionSettings.load(self.gptimg_conn_id, self.get_connection)
@@ -249,7 +249,9 @@ class GptImgHook(BaseHook):
         try:
             return self._drive(call, client, secrets, max_attempts, pause, before_send)
         except GptImgError as error:
-            if error.http_status not in (401, 403):
+            # Of a submit only the API's own refusal: behind a gateway's page it may have been accepted.
+            rejected = error.http_status in (401, 403) and not call.is_submit
+            if not (rejected or isinstance(error, GptImgAuthError)):
                 raise
             # The key may have been rotated since the connection was read.
             fresh = ConnectionSettings.load(self.gptimg_conn_id, self.get_connection)

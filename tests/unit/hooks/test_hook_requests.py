@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from raw_server import raw_server
 
-from airflow_provider_gptimg.exceptions import GptImgRequestError
+from airflow_provider_gptimg.exceptions import GptImgRequestError, GptImgSubmissionUnknownError
 from airflow_provider_gptimg.hooks.gptimg import GptImgHook
 
 KEY = "gptimg-emulator-key"
@@ -58,6 +58,17 @@ def test_a_key_that_was_rotated_amid_a_submit_is_looked_for_too(emulator, connec
     connect(emulator, password="the-rotated-key")
     with pytest.raises(GptImgRequestError, match="holds the API key"):
         hook.submit("a cat with the-rotated-key")
+    assert len(emulator.calls) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_page_of_a_gateway_never_makes_a_submit_go_out_again_with_another_key(emulator, connect, status):
+    hook = GptImgHook()
+    assert hook.settings
+    connect(emulator, password="the-rotated-key")
+    emulator.fault("submit", "html", times=None, status=status)
+    with pytest.raises(GptImgSubmissionUnknownError):
+        hook.submit("a cat")
     assert len(emulator.calls) == 1
 
 
