@@ -15,8 +15,6 @@ from aiohttp import ClientConnectorError, ClientSession, ClientTimeout, TCPConne
 from multidict import CIMultiDict
 from yarl import URL
 
-from airflow_provider_gptimg.submission import RECORD_KEY
-
 # Of one connection each; and answers are to be readable here.
 _NOT_PASSED_ON = ("accept-encoding", "connection", "content-length", "host", "keep-alive", "transfer-encoding")
 
@@ -141,17 +139,18 @@ class Gate:
 
 
 def call_name(method: str, path: str, body: bytes) -> str | None:
-    """Return what a call is to a submission: a step of its record, or the XCom with the result; None: nothing."""
+    """Return what a call is to a submission: a step of its journal, or the XCom with the result; None: nothing."""
     if method == "POST" and "/xcoms/" in path and path.endswith("/return_value"):
         return "push the result"
-    if not path.endswith(f"/{RECORD_KEY}"):
-        return None
+    owner, _, entry = path.rpartition("/gptimg:")
+    kind = entry.rpartition(".")[2] if owner else None
+    if method == "GET":
+        return {"intent": "read the journal", "begun": "look for a later attempt"}.get(kind or "")
     if method != "PUT":
-        return "read the record" if method == "GET" else None
-    record: dict[str, Any] = json.loads(body)["value"]
-    if record["task_id"] is None:
-        return "write the intent"
-    return "write the task id" if record["delivered_max_tries"] is None else "note the delivery"
+        return None
+    if kind == "outcome" and not json.loads(body)["value"].get("task_id"):
+        return None
+    return {"intent": "write the intent", "outcome": "write the task id", "end": "note the delivery"}.get(kind or "")
 
 
 def _task_instance(request: web.Request) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 
 from airflow_provider_gptimg.emulator import Emulator
 from airflow_provider_gptimg.sandbox.rest import DagRun
-from airflow_provider_gptimg.submission import RECORD_KEY
 
 TASK = "images"
 
@@ -21,7 +20,7 @@ class Evidence:
     :param posts: Submits that came in at the API.
     :param answers: Those among them that were answered.
     :param charges: Credits of each charge.
-    :param record: What the task's state store holds: `none`, `intent`, `task id` or `delivered`.
+    :param record: How far the task's journal has come: `none`, `intent`, `task id` or `delivered`.
     :param result: Whether the task's XCom is there.
     """
 
@@ -49,13 +48,15 @@ class Evidence:
 
 
 def record_of(run: DagRun, map_index: int = -1) -> str:
-    """Return how far a task's submission record has come."""
-    record = run.state_store(TASK, map_index).get(RECORD_KEY)
-    if record is None:
-        return "none"
-    if record["task_id"] is None:
-        return "intent"
-    return "task id" if record["delivered_max_tries"] is None else "delivered"
+    """Return how far a task's journal has come."""
+    entries = run.state_store(TASK, map_index)
+    if any(key.endswith(".end") for key in entries):
+        return "delivered"
+    outcomes = {key: entry for key, entry in entries.items() if key.endswith(".outcome")}
+    if any(outcome.get("task_id") for outcome in outcomes.values()):
+        return "task id"
+    unknown = [key for key in entries if key.endswith(".intent") and key.replace(".intent", ".outcome") not in outcomes]
+    return "intent" if unknown else "none"
 
 
 def failed_for_unknown_outcome(run: DagRun, map_index: int = -1) -> bool:

@@ -16,7 +16,6 @@ from kill_report import TASK, Evidence, delivered, failed_for_unknown_outcome, r
 from airflow_provider_gptimg.emulator import Emulator
 from airflow_provider_gptimg.sandbox.rest import DagRun, until
 from airflow_provider_gptimg.sandbox.standalone import StandaloneAirflow
-from airflow_provider_gptimg.submission import RECORD_KEY
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
@@ -134,7 +133,7 @@ class Point:
 POINTS = [
     Point(
         "before the intent",
-        call("read the record", "answer"),
+        call("read the journal", "answer"),
         Evidence(posts=0, answers=0, charges=(), record="none", result=False),
         "success",
         posts=1,
@@ -144,6 +143,15 @@ POINTS = [
     Point(
         "after the intent, before the POST",
         call("write the intent", "answer"),
+        Evidence(posts=0, answers=0, charges=(), record="intent", result=False),
+        "failed",
+        posts=0,
+        credits=0,
+        second=STOPPED,
+    ),
+    Point(
+        "after the look for a later attempt, before the POST",
+        call("look for a later attempt", "answer"),
         Evidence(posts=0, answers=0, charges=(), record="intent", result=False),
         "failed",
         posts=0,
@@ -474,8 +482,8 @@ def test_after_an_unknown_outcome_only_a_person_goes_on(scenes: Callable[[str], 
     assert failed_for_unknown_outcome(scene.run)
     assert len(scene.emulator.ledger) == 1
 
-    record = f"{scene.run.path}/taskInstances/{TASK}/state-store/{RECORD_KEY}"
-    scene.airflow.api.call("DELETE", record)
+    for key in scene.run.state_store(TASK):
+        scene.airflow.api.call("DELETE", f"{scene.run.path}/taskInstances/{TASK}/state-store/{key}")
     assert cleared(scene.run) == "success"
     _, second = scene.emulator.ledger
     assert delivered(scene.run, scene.emulator) == second.task_id

@@ -28,7 +28,7 @@ def test_a_wait_outlives_its_triggerer(airflow: StandaloneAirflow, emulator: Emu
 def test_a_killed_task_is_retried_and_a_cleared_one_starts_over(airflow: StandaloneAirflow, emulator: Emulator):
     run = airflow.trigger("retried_generate")
     until(lambda: emulator.tasks, 30, "the submit")
-    until(lambda: run.state_store("generate").get("gptimg_submission", {}).get("task_id"), 30, "its record")
+    until(lambda: "gptimg:1.1.outcome" in run.state_store("generate"), 30, "its record")
     process, supervisor = airflow.task_processes(run, "generate")
     assert "LocalExecutor" in " ".join(supervisor.cmdline())
     process.kill()
