@@ -223,7 +223,7 @@ class TestStores:
             monkeypatch.setattr(stores, "read_variable", fail)
         else:
             monkeypatch.setattr(State, "get", fail)
-        with pytest.raises(Exception, match="cannot be|no route"):
+        with pytest.raises(Exception, match=r"cannot be|no route"):
             Submission.of(context(2), LOG).obtain(GptImgHook(), REQUEST, "fail", None)
         assert emulator.calls == []
 
