@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
-import json
-import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +16,7 @@ from airflow_provider_gptimg.api.calls import Call
 from airflow_provider_gptimg.api.requests import check_on_unknown_submission
 from airflow_provider_gptimg.api.texts import clean_url, texts_of
 from airflow_provider_gptimg.exceptions import GptImgAuthError, GptImgMediaError, GptImgRequestError
+from airflow_provider_gptimg.hooks.extras import read_count, read_extra, read_seconds, read_verify
 from airflow_provider_gptimg.hooks.origin import HostPattern, Origin
 from airflow_provider_gptimg.polling import Schedule
 
@@ -27,31 +25,12 @@ if TYPE_CHECKING:
 
 __all__ = ["ConnectionSettings", "Origin", "name_connection"]
 
-log = logging.getLogger(__name__)
-
 DEFAULT_BASE_URL = "https://gptimg.co"
 DEFAULT_MEDIA_HOSTS = ("gptimg.co", "*.gptimg.co")
 DEFAULT_CALL_TIMEOUT = 30.0
 DEFAULT_MAX_CONNECTIONS = 128
 
 _SHORTEST_KEY = 8
-
-_EXTRAS = (
-    "first_poll_after",
-    "max_connections",
-    "media_hosts",
-    "on_unknown_submission",
-    "poll_interval",
-    "reference_images_field",
-    "timeout",
-    "verify",
-)
-_SWITCHES = {
-    **dict.fromkeys(("true", "yes", "on", "1", "none", "null", ""), True),
-    **dict.fromkeys(("false", "no", "off", "0"), False),
-}
-_LONGEST = 86_400.0
-"""Seconds that a setting may name. A timer set for centuries fails, and would do so just before a submit is sent."""
 
 # One object for the thousands of waits that go by the same.
 _schedule = lru_cache(maxsize=64)(Schedule)
@@ -117,19 +96,20 @@ class ConnectionSettings:
         :raises GptImgAuthError: It has no key, or one that fits in no header.
         :raises GptImgRequestError: A field is wrong; the message names connection, field and way out.
         """
-        extra = _read_extra(conn)
+        extra = read_extra(conn)
 
         def wrong(name: str, value: object, way_out: str) -> GptImgRequestError:
             return GptImgRequestError(f"Connection {conn.conn_id!r}: {name}={value!r:.120} {way_out}")
 
-        def seconds(name: str) -> float | None:
-            value = extra.get(name)
-            if value is None or value == "":
-                return None
+        def taken(name: str, reader: Callable[[Any], Any]) -> Any:
             try:
-                return _read_seconds(name, value)
+                return reader(extra.get(name))
             except ValueError as error:
-                raise wrong(name, value, str(error)) from None
+                raise wrong(name, extra.get(name), str(error)) from None
+
+        def seconds(name: str) -> float | None:
+            number: float | None = taken(name, lambda value: None if value in (None, "") else read_seconds(name, value))
+            return number
 
         base_url, origin = _read_base_url(conn)
         try:
@@ -163,9 +143,9 @@ class ConnectionSettings:
             first_poll_after=seconds("first_poll_after"),
             media_hosts=tuple(host.lower() for host in hosts),
             reference_images_field=reference_field,
-            verify=_read_verify(extra.get("verify"), wrong),
+            verify=taken("verify", read_verify),
             on_unknown_submission=policy,
-            max_connections=_read_count(extra.get("max_connections"), wrong),
+            max_connections=taken("max_connections", lambda value: read_count(value, DEFAULT_MAX_CONNECTIONS)),
         )
 
     def schedule(
@@ -183,7 +163,7 @@ class ConnectionSettings:
             value = default if told is None else told
             if value is not None:
                 try:
-                    chosen[name] = _read_seconds(name, value)
+                    chosen[name] = read_seconds(name, value)
                 except ValueError as error:
                     raise GptImgRequestError(f"{name}={value!r:.120} {error}") from None
         return _schedule(**chosen)
@@ -244,20 +224,6 @@ def _missing(conn_id: str) -> GptImgRequestError:
     )
 
 
-def _read_seconds(name: str, value: Any) -> float:
-    """Return a number of seconds, also from text or a `timedelta`; only a first poll may come after none."""
-    at_least = 0.0 if name == "first_poll_after" else 0.001
-    if isinstance(value, timedelta):
-        value = value.total_seconds()
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = -1.0
-    if not at_least <= number <= _LONGEST or isinstance(value, bool):
-        raise ValueError(f"is not a number of seconds from {at_least:g} to {_LONGEST:g}, a day")
-    return number
-
-
 def _read_base_url(conn: Connection) -> tuple[str, Origin]:
     """Put scheme, host and port together as Airflow's `HttpHook` does, but with HTTPS as the default."""
 
@@ -303,27 +269,6 @@ def _is_ipv6(host: str) -> bool:
     return "%" not in host
 
 
-def _read_extra(conn: Connection) -> dict[str, Any]:
-    # Not `extra_dejson`: it also masks, by a blocking call that a triggerer's event loop must not make.
-    try:
-        extra = json.loads(conn.extra) if conn.extra else {}
-    except ValueError:
-        extra = None
-    if not isinstance(extra, dict):
-        raise GptImgRequestError(f"Connection {conn.conn_id!r}: extra is not a JSON object")
-    for name in extra:
-        if name not in _EXTRAS:
-            _warn_of_extra(str(conn.conn_id), name[:80])
-    return extra
-
-
-@lru_cache(maxsize=256)  # once a process: a triggerer reads its connections each minute
-def _warn_of_extra(conn_id: str, name: str) -> None:
-    near = difflib.get_close_matches(name.lower(), _EXTRAS, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"the known ones are {', '.join(_EXTRAS)}"
-    log.warning("Connection %r: extra %r is not known and has no effect; %s", conn_id, name, hint)
-
-
 def _read_key(conn: Connection) -> str:
     key = (conn.password or "").strip()
     if not key:
@@ -334,20 +279,3 @@ def _read_key(conn: Connection) -> str:
             "(white space or beyond ASCII): paste it again"
         )
     return key
-
-
-def _read_verify(value: Any, wrong: Any) -> bool | str:
-    if value is None or value in (0, 1):  # False and True too
-        return value is None or bool(value)
-    if isinstance(value, str):
-        return _SWITCHES.get(value.strip().lower(), value.strip())
-    raise wrong("verify", value, "is neither true, false nor the path of a CA bundle")
-
-
-def _read_count(value: Any, wrong: Any) -> int:
-    if value is None or value == "":
-        return DEFAULT_MAX_CONNECTIONS
-    text = str(value).strip().removesuffix(".0")
-    if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,4}", text, re.ASCII) or int(text) < 1:
-        raise wrong("max_connections", value, "is not a whole number from 1 to 9999")
-    return int(text)

@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 
 from airflow_provider_gptimg.airflow_compat import Connection
 from airflow_provider_gptimg.exceptions import GptImgAuthError, GptImgError, GptImgMediaError, GptImgRequestError
-from airflow_provider_gptimg.hooks import connection
+from airflow_provider_gptimg.hooks import extras
 from airflow_provider_gptimg.hooks.connection import ConnectionSettings
 from airflow_provider_gptimg.hooks.gptimg import GptImgHook
 
@@ -416,7 +416,7 @@ class TestExtra:
         ("name", "near"), [("poll_intervall", "poll_interval"), ("Verify", "verify"), ("api_key", "media_hosts")]
     )
     def test_warns_once_of_a_name_that_is_not_known(self, caplog, name, near):
-        connection._warn_of_extra.cache_clear()
+        extras._warn_of_extra.cache_clear()
         for _ in range(2):
             settings({name: KEY})
         (line,) = [record.getMessage() for record in caplog.records if "not known" in record.getMessage()]
