@@ -34,6 +34,7 @@ class WaitMixin:
     first_poll_after: float | None
     timeout: Any
     execution_timeout: timedelta | None
+    operator_extra_links: Any
     log: Any
     defer: Any
 
@@ -71,6 +72,7 @@ class WaitMixin:
         """
         from airflow_provider_gptimg.hooks.gptimg import GptImgHook
 
+        self.operator_extra_links = ()
         status = read_event(event)
         wait = TaskWait(
             GptImgHook(self.gptimg_conn_id),
@@ -84,7 +86,7 @@ class WaitMixin:
         is_done = wait.poll()
         if self.deferrable and self.execution_timeout is not None:
             # Airflow's own timer runs on workers only, and starts again when a task resumes.
-            wait.limit(_started_at(context) + self.execution_timeout.total_seconds(), "execution_timeout")
+            wait.limit(_started_at(context) + self.execution_timeout.total_seconds(), "timeout or execution_timeout")
         if is_done or wait.is_expired:
             return wait
         if before_wait is not None:
@@ -163,12 +165,13 @@ class TaskWait:
         return self._wait.next_at is None
 
     def limit(self, deadline: float, name: str) -> None:
-        """Let the wait end by `deadline`, in Unix seconds.
+        """Let the wait end by `deadline`, in Unix seconds, at the latest.
 
-        :param name: Of what sets it.
+        :param name: Of what ends it, for the text of a time-out.
         """
-        if self._wait.deadline is None or deadline <= self._wait.deadline:
-            self._wait.deadline, self._wait.limit = deadline, name
+        self._wait.limit = name
+        if self._wait.deadline is None or deadline < self._wait.deadline:
+            self._wait.deadline = deadline
 
     @property
     def deadline(self) -> float | None:

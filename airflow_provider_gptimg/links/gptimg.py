@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Links on task instances: to their images in the gallery, to the first image, and to the objects in S3.
+"""Links on task instances: to the first image, and to the objects in S3.
 
-Airflow 3 asks for a link on the worker at the end of each leg of a task, so also when it defers; Airflow 2.11 asks
-when someone looks. No link ever holds a signature or a key, and none can fail a task.
+Airflow 3 writes an XCom for each link of an operator at the end of each leg of a task, empty or not. So on a worker an
+operator has only the links whose URLs it knows, and none while it waits; the gallery is a tab of each task instance
+there. Airflow 2.11 asks for a link when someone looks. No link holds a signature or a key, and none can fail a task.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote, urlsplit
 
@@ -20,9 +21,12 @@ from airflow_provider_gptimg.airflow_compat import (
 )
 
 if TYPE_CHECKING:
-    from airflow_provider_gptimg.airflow_compat import BaseOperator, TaskInstanceKey
+    from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
-__all__ = ["GALLERY_ROUTE", "FirstImageLink", "ImagesLink", "S3ObjectsLink", "link_xcoms"]
+    from airflow_provider_gptimg.airflow_compat import BaseOperator, TaskInstanceKey
+    from airflow_provider_gptimg.mirroring.mirror import MirroredObject
+
+__all__ = ["GALLERY_ROUTE", "FirstImageLink", "ImagesLink", "S3ObjectsLink", "known_links", "link_xcoms", "objects_url", "task_links"]
 
 GALLERY_ROUTE = "gptimg-images"
 """Where the gallery stands among Airflow's pages, and on each task instance."""
@@ -33,12 +37,20 @@ _CONSOLES = {"cn-": "console.amazonaws.cn", "us-gov-": "console.amazonaws-us-gov
 
 
 class _Link(BaseOperatorLink):
-    """A link that is left out rather than fail."""
+    """A link that is left out rather than fail.
+
+    :param url: What it leads to, where that is known already; None: it is looked up.
+    """
 
     name: ClassVar[str]
 
+    def __init__(self, url: str | None = None) -> None:
+        self.url = url
+
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
         """Return the URL; empty if there is none, or none yet."""
+        if self.url is not None:
+            return self.url
         try:
             return self._url(operator, ti_key)
         except Exception as error:
@@ -51,7 +63,7 @@ class _Link(BaseOperatorLink):
 
 
 class ImagesLink(_Link):
-    """Opens the gallery for a task instance; before Airflow 3.1, which has no gallery, its XComs."""
+    """Opens the gallery for a task instance, or its XComs where Airflow has no gallery."""
 
     name = "Images"
 
@@ -86,9 +98,28 @@ class S3ObjectsLink(_Link):
             bucket, key = pattern.bucket, ""
             if pattern.folder:
                 key = f"{pattern.folder}/"
-        hook = S3Hook(aws_conn_id=operator.aws_conn_id, verify=operator.verify)
-        endpoint = hook.conn_config.get_service_endpoint_url("s3")
-        return s3_url(bucket, key, hook.conn_config.region_name, endpoint)
+        return _s3_url_for(S3Hook(aws_conn_id=operator.aws_conn_id, verify=operator.verify), bucket, key)
+
+
+def task_links(*links: _Link) -> tuple[_Link, ...]:
+    """Return the links that an operator's class has."""
+    # From 3.0 on each link is an XCom, and a tab of the task instance leads to the same page.
+    return links if AIRFLOW >= (3, 0) else (ImagesLink(), *links)
+
+
+def known_links(link: type[_Link], url: str) -> tuple[_Link, ...]:
+    """Return the links of an operator that has ended on a worker: none if `url` is empty."""
+    return (link(url),) if url else ()
+
+
+def objects_url(hook: S3Hook, objects: Sequence[MirroredObject]) -> str:
+    """Return where a person finds the first of these objects; empty if there is none."""
+    return _s3_url_for(hook, objects[0].bucket, objects[0].key) if objects else ""
+
+
+def _s3_url_for(hook: S3Hook, bucket: str, key: str) -> str:
+    config = hook.conn_config
+    return s3_url(bucket, key, config.region_name, config.get_service_endpoint_url("s3"))
 
 
 def images_url(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
@@ -129,14 +160,13 @@ def s3_url(bucket: str, key: str, region: str | None, endpoint: str | None) -> s
     )
 
 
-def link_xcoms(ti: Any, result: Any) -> Iterator[tuple[str, str]]:
+def link_xcoms(result: Any) -> Iterator[tuple[str, str]]:
     """Yield XCom key and URL of each link for a task that ends in the triggerer, where Airflow asks for none.
 
-    :param ti: The task instance.
     :param result: What it returns.
     """
-    yield ImagesLink().xcom_key, images_url(ti.dag_id, ti.run_id, ti.task_id, ti.map_index)
-    yield FirstImageLink().xcom_key, first_image_url(result)
+    if url := first_image_url(result):
+        yield FirstImageLink().xcom_key, url
 
 
 def _hosted_urls(result: Any) -> Iterator[Any]:

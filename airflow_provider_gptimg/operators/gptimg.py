@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_gptimg.airflow_compat import BaseOperator, conf
-from airflow_provider_gptimg.links.gptimg import FirstImageLink, ImagesLink
+from airflow_provider_gptimg.links.gptimg import FirstImageLink, first_image_url, known_links, task_links
 from airflow_provider_gptimg.polling import DEFAULT_TIMEOUT
 from airflow_provider_gptimg.verdicts import airflow_verdict, retry_policy_argument
 from airflow_provider_gptimg.waiting import WaitMixin, read_task_id
@@ -54,7 +54,7 @@ class GptImgSubmitOperator(BaseOperator):
     )
     template_fields_renderers = {"extra_body": "json"}  # noqa: RUF012 - Airflow's way
     ui_color = "#f3e8ff"
-    operator_extra_links = (ImagesLink(), FirstImageLink())
+    operator_extra_links = task_links()
     _submission: Submission | None = None
     """Of this process, for :meth:`on_kill`."""
 
@@ -154,6 +154,8 @@ class GptImgGenerateOperator(GptImgSubmitOperator, WaitMixin):
     :param timeout: Seconds from submission to completion, or a `timedelta`.
     """
 
+    operator_extra_links = task_links(FirstImageLink())
+
     def __init__(
         self,
         *,
@@ -176,6 +178,7 @@ class GptImgGenerateOperator(GptImgSubmitOperator, WaitMixin):
         :raises AirflowFailException: No other attempt would end otherwise; its cause is the error.
         :raises GptImgError: As the README's table of errors says.
         """
+        self.operator_extra_links = ()
         _, accepted = self._obtain(context)
         return self._wait(
             context,
@@ -249,4 +252,6 @@ class GptImgGenerateOperator(GptImgSubmitOperator, WaitMixin):
             )
             task = wait.results(images)[0]
         self._submission.deliver(submission, task_id)
-        return task.as_dict()
+        result = task.as_dict()
+        self.operator_extra_links = known_links(FirstImageLink, first_image_url(result))
+        return result

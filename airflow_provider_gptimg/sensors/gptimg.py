@@ -21,7 +21,7 @@ from airflow_provider_gptimg.airflow_compat import (
     conf,
 )
 from airflow_provider_gptimg.exceptions import GptImgTaskFailedError, GptImgTimeoutError
-from airflow_provider_gptimg.links.gptimg import FirstImageLink, ImagesLink
+from airflow_provider_gptimg.links.gptimg import FirstImageLink, first_image_url, known_links, task_links
 from airflow_provider_gptimg.polling import DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT
 from airflow_provider_gptimg.verdicts import airflow_verdict, retry_policy_argument
 from airflow_provider_gptimg.waiting import TaskWait, WaitMixin
@@ -63,7 +63,7 @@ class GptImgTaskSensor(WaitMixin, BaseSensorOperator):
 
     template_fields: Sequence[str] = ("gptimg_task_id", "gptimg_conn_id")
     ui_color = "#ede9fe"
-    operator_extra_links = (ImagesLink(), FirstImageLink())
+    operator_extra_links = task_links(FirstImageLink())
 
     def __init__(
         self,
@@ -155,7 +155,7 @@ class GptImgTaskSensor(WaitMixin, BaseSensorOperator):
         :raises GptImgError: As :meth:`execute`.
         """
         wait, is_done = self._poll(context)
-        return PokeReturnValue(is_done=True, xcom_value=_result(wait)) if is_done else False
+        return PokeReturnValue(is_done=True, xcom_value=self._result(wait)) if is_done else False
 
     def _poll(self, context: Context) -> tuple[TaskWait, bool]:
         from airflow_provider_gptimg.hooks.gptimg import GptImgHook
@@ -170,9 +170,10 @@ class GptImgTaskSensor(WaitMixin, BaseSensorOperator):
         return wait, wait.poll(since=_first_poke_at(context)) or wait.is_expired
 
     def _poke_or_reschedule(self, context: Context) -> Any:
+        self.operator_extra_links = ()
         wait, is_done = self._poll(context)
         if is_done:
-            return _result(wait)
+            return self._result(wait)
         now = time.time()
         next_at = wait.next_poll_at or now
         if self.exponential_backoff:
@@ -184,9 +185,15 @@ class GptImgTaskSensor(WaitMixin, BaseSensorOperator):
 
     def _sense(self, context: Context, event: Any = None, deadline: float | None = None) -> Any:
         ends = self.end_from_trigger and HAS_TASK_STATE_STORE
-        return _result(
+        return self._result(
             self.wait_for(context, self.gptimg_task_id, event=event, deadline=deadline, end_from_trigger=ends)
         )
+
+    def _result(self, wait: TaskWait) -> Any:
+        tasks = [task.as_dict() for task in wait.results()]
+        result = tasks if wait.many else tasks[0]
+        self.operator_extra_links = known_links(FirstImageLink, first_image_url(result))
+        return result
 
     @contextmanager
     def _verdict(self) -> Iterator[None]:
@@ -216,11 +223,6 @@ def _first_poke_at(context: Context) -> float | None:
     return first.timestamp() if first else None
 
 
-def _result(wait: TaskWait) -> Any:
-    tasks = [task.as_dict() for task in wait.results()]
-    return tasks if wait.many else tasks[0]
-
-
 def _renderable_in_triggerer(value: Any) -> Any:
     """Return an id, or a list of them, in a form that the triggerer can render; None if there is none.
 
@@ -243,17 +245,13 @@ def _renderable_in_triggerer(value: Any) -> Any:
 def _is_known_in_triggerer(template: str) -> bool:
     """Return whether a template uses only what the triggerer has: no macros and filters of a DAG, no asset events."""
     from jinja2 import Environment, TemplateSyntaxError, meta, nodes
-    from jinja2.defaults import DEFAULT_FILTERS, DEFAULT_TESTS
 
     try:
         tree = Environment(autoescape=True).parse(template)
-    except TemplateSyntaxError:
-        return False  # the worker says what is wrong with it
-    if not meta.find_undeclared_variables(tree) <= _NAMES | _TASK_INSTANCE:
+        names = meta.find_undeclared_variables(tree)
+    except TemplateSyntaxError:  # an unknown filter, too
         return False
-    if any(node.name not in DEFAULT_FILTERS for node in tree.find_all(nodes.Filter)):
-        return False
-    if any(node.name not in DEFAULT_TESTS for node in tree.find_all(nodes.Test)):
+    if not names <= _NAMES | _TASK_INSTANCE:
         return False
     pulls = [
         call.node

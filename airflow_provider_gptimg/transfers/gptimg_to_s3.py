@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_gptimg.airflow_compat import BaseOperator, conf
-from airflow_provider_gptimg.links.gptimg import ImagesLink, S3ObjectsLink
+from airflow_provider_gptimg.links.gptimg import S3ObjectsLink, known_links, objects_url, task_links
 from airflow_provider_gptimg.polling import DEFAULT_TIMEOUT
 from airflow_provider_gptimg.verdicts import airflow_verdict, retry_policy_argument
 from airflow_provider_gptimg.waiting import TaskWait, WaitMixin, raise_failures
@@ -74,7 +74,7 @@ class GptImgToS3Operator(WaitMixin, BaseOperator):
         "gptimg_conn_id",
     )
     ui_color = "#e0e7ff"
-    operator_extra_links = (ImagesLink(), S3ObjectsLink())
+    operator_extra_links = task_links(S3ObjectsLink())
 
     def __init__(
         self,
@@ -166,6 +166,7 @@ class GptImgToS3Operator(WaitMixin, BaseOperator):
             copied = mirror.copy(tasks.values(), claimed=wait.claimed)
         objects = [mirrored for result in copied.values() if isinstance(result, list) for mirrored in result]
         self._lineage = pattern, objects
+        self.operator_extra_links = known_links(S3ObjectsLink, objects_url(mirroring.s3, objects))
         report_to_collector(mirroring.s3, objects)
         failures: dict[str, Any] = {
             task_id: error for task_id, error in {**outcomes, **copied}.items() if isinstance(error, GptImgError)

@@ -256,7 +256,7 @@ class GptImgTaskTrigger(BaseTrigger):
         from airflow_provider_gptimg.links.gptimg import link_xcoms
 
         ti: Any = self.task_instance
-        for key, value in (("return_value", result), *link_xcoms(ti, result)):
+        for key, value in (("return_value", result), *link_xcoms(result)):
             await sync_to_async(XCom.set)(
                 key=key,
                 value=value,

@@ -63,6 +63,7 @@ class Instance:
         self.events: list[Any] = []
         self.killed_at_push = False
         self.first_reschedule: Any = None
+        self.start_date: Any = None
 
     @property
     def context(self) -> Any:

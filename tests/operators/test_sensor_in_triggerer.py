@@ -79,6 +79,18 @@ class TestStart:
         trigger = started(sensor(["gpt-image-2-x", submit.output, template]), submit="gpt-image-2-y")
         assert trigger.gptimg_task_id == ["gpt-image-2-x", "gpt-image-2-y", "gpt-image-2-y"]
 
+    @pytest.mark.parametrize(
+        "template",
+        [
+            "{{ ti.xcom_pull(task_ids='submit', map_indexes=-1) | default('none') | trim }}",
+            "{{ ti.xcom_pull(task_ids='submit', map_indexes=-1) if run_id is string else ti.task_id }}",
+            "{% set id = ti.xcom_pull(task_ids='submit', map_indexes=-1) %}{{ id }}",
+            "{{ (ti.xcom_pull(task_ids='submit', map_indexes=-1)) ~ params.get('suffix', '') }}",
+        ],
+    )
+    def test_templates_of_what_the_triggerer_knows(self, template):
+        assert started(sensor(template), submit="gpt-image-2-y").gptimg_task_id == "gpt-image-2-y"
+
     def test_templates_that_pull_nothing(self):
         trigger = started(sensor("id-of-{{ run_id }}", gptimg_conn_id="{{ params.conn }}_default"))
         assert trigger.gptimg_task_id == "id-of-run-1"
@@ -95,6 +107,18 @@ class TestFallBack:
             "{{ task_instance.xcom_pull('submit') }}",
             ["gpt-image-2-x", "{{ ti.xcom_pull(task_ids='submit') }}"],
             "{{ ti.xcom_pull(task_ids='a', map_indexes=-1) or ti.xcom_pull(task_ids='b') }}",
+            "{{ ti.xcom_pull(task_ids='a', map_indexes=-1) }}{% set t = ti %}{{ t.xcom_pull(task_ids='b') }}",
+            "{{ ti['xcom_pull'](task_ids='a') }}",
+            "{{ ti.xcom_pull(**{'task_ids': 'a'}) }}",
+            "{{ ti.get_previous_dagrun() }}",
+            "{{ macros.ds_add(ds, 1) }}",
+            "{{ my_own_macro(run_id) }}",
+            "{{ run_id | my_own_filter }}",
+            "{{ logical_date | ds_nodash }}",
+            "{{ triggering_asset_events.values() | first }}",
+            "{{ var.value.which }}",
+            "{{ conn.s3.extra_dejson.which }}",
+            "{{ not a template",
             {"task_id": "gpt-image-2-x"},
             [],
             None,
