@@ -26,7 +26,16 @@ if TYPE_CHECKING:
     from airflow_provider_gptimg.airflow_compat import BaseOperator, TaskInstanceKey
     from airflow_provider_gptimg.mirroring.mirror import MirroredObject
 
-__all__ = ["GALLERY_ROUTE", "FirstImageLink", "ImagesLink", "S3ObjectsLink", "known_links", "link_xcoms", "objects_url", "task_links"]
+__all__ = [
+    "GALLERY_ROUTE",
+    "FirstImageLink",
+    "ImagesLink",
+    "S3ObjectsLink",
+    "known_links",
+    "link_xcoms",
+    "objects_url",
+    "task_links",
+]
 
 GALLERY_ROUTE = "gptimg-images"
 """Where the gallery stands among Airflow's pages, and on each task instance."""
