@@ -32,7 +32,7 @@ def report(figures: dict[str, Any]) -> str:
 What happens to images and credits while parts of an Airflow cluster fail. `make cluster` wrote this page.
 
 - **When**: {datetime.now(UTC):%Y-%m-%d}; it took {figures["seconds"] / 60:.0f} minutes.
-- **Command**: `{figures["command"]}`, with seed {figures["seed"]}.
+- **Command**: `{figures["command"]}`.
 - **Machine**: {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, all on one.
 - **Software**: Airflow {version("apache-airflow")}, Celery {version("celery")}, Python {sys.version.split()[0]},
   airflow-provider-gptimg {version("airflow-provider-gptimg")}, PostgreSQL and Redis from Debian.

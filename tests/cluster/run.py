@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import random
-import shlex
 import sys
 import time
 from collections import Counter
@@ -50,9 +49,7 @@ def main() -> int:
         figures |= stormy(cluster, load, options.seed, options.faults, began + options.minutes * 60)
         figures["usage after"] = cluster.usage()
     figures |= {"seed": options.seed, "cores": os.cpu_count(), "seconds": time.monotonic() - began}
-    figures["command"] = " ".join(
-        ["make cluster", *(f"CLUSTER_ARGS='{shlex.join(rest)}'" for rest in [sys.argv[1:]] if rest)]
-    )
+    figures["command"] = _command(options)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1, default=str))
     if options.report:
@@ -60,6 +57,14 @@ def main() -> int:
     sums = figures["sums"]
     print(json.dumps(sums))
     return 1 if sums["charged twice"] or sums["paid and lost"] or sums["wrong bytes"] or figures["hangs"] else 0
+
+
+def _command(options: argparse.Namespace) -> str:
+    """Return the command that makes this run again."""
+    chosen = {"--size": options.size != 1, "--seed": options.seed != 1, "--faults": options.faults != len(FAULTS)}
+    told = [f"{name} {getattr(options, name.lstrip('-')):g}" for name, is_chosen in chosen.items() if is_chosen]
+    told += [f"--set {pair}" for pair in options.set]
+    return "make cluster" + (f" CLUSTER_ARGS='{' '.join(told)}'" if told else "")
 
 
 def say(text: str) -> None:
