@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a batch tells in the end: a small summary, what is in S3, and the error that stands for what went wrong."""
+"""The end of a batch: a small summary, what is in S3, and the error that stands for what went wrong."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_gptimg.api.tasks import COMPLETED, ImageTask
-from airflow_provider_gptimg.batch.ledger import Entry
-from airflow_provider_gptimg.exceptions import (
-    GptImgError,
-    GptImgSubmissionUnknownError,
-    from_dict,
-)
+from airflow_provider_gptimg.batch.entries import Entry
+from airflow_provider_gptimg.exceptions import GptImgError, GptImgTaskNotFoundError, from_dict
+from airflow_provider_gptimg.journal.entries import Submitted
+from airflow_provider_gptimg.journal.submission import unknown_submission
 from airflow_provider_gptimg.mirroring.images import Pixels
 from airflow_provider_gptimg.mirroring.mirror import MirroredObject
+from airflow_provider_gptimg.polling import may_have_ended
 from airflow_provider_gptimg.verdicts import is_final
 
 __all__ = ["Report", "mirrored_objects"]
@@ -31,26 +30,22 @@ class Report:
     """How each request of a batch ended.
 
     :param unknown: Submitted, and nobody knows the outcome; also those that are not asked for any more.
-    :param strays: Accepted by the API, and not asked for any more.
     :param stopped: The error that ended submission early.
     :param on_unknown: `resubmit` if another attempt submits any of `unknown` again, else `fail`.
     :param try_number: Of this attempt.
+    :param charged: Credits that this attempt was charged, before refunds.
+    :param way_to_drop: How a person makes the provider forget what it knows of the task instance.
     """
 
     mirrored: list[Entry]
     failed: list[Entry]
     unknown: list[Entry]
     not_submitted: list[Entry]
-    strays: list[Entry]
     stopped: GptImgError | None
     on_unknown: str
     try_number: int
-
-    @property
-    def charged(self) -> int:
-        """Credits that this attempt was charged, before refunds."""
-        accepted = (*self._accepted, *self.strays)
-        return sum(_credits(entry) for entry in accepted if entry.submitted_by == self.try_number)
+    charged: int
+    way_to_drop: str
 
     @property
     def is_complete(self) -> bool:
@@ -62,7 +57,7 @@ class Report:
 
         :param manifest: URI of the manifest.
         """
-        objects = [fact for entry in self.mirrored for fact in (entry.mirrored or {})["objects"]]
+        objects = [fact for entry in self.mirrored for fact in (entry.objects or {})["objects"]]
         requests = len(self.mirrored) + len(self.failed) + len(self.unknown) + len(self.not_submitted)
         summary: dict[str, Any] = {
             "requests": requests,
@@ -70,10 +65,10 @@ class Report:
             "failed": len(self.failed),
             "unknown": len(self.unknown),
             "not_submitted": len(self.not_submitted),
-            "taken_up": sum(entry.submitted_by < self.try_number for entry in self._accepted),
+            "taken_up": sum(sent.attempt < self.try_number for sent in self._paid),
             "images": len(objects),
             "bytes": sum(fact["size"] for fact in objects),
-            "credits": sum(_credits(entry) for entry in self._accepted if not entry.is_refunded),
+            "credits": sum(sent.credits for sent in self._paid),
             "manifest": manifest,
             "errors": [],
         }
@@ -101,24 +96,30 @@ class Report:
             chosen = next((error for error in candidates if not is_final(error, self.on_unknown)), chosen)
         first = "; ".join(f"{name}: {error}"[:200] for name, error in errors[:_SHOWN])
         requests = len(self.mirrored) + len(self.failed) + len(self.unknown) + len(self.not_submitted)
-        chosen.message = (
-            f"{chosen.message}. Of {requests} requests {len(self.mirrored)} are mirrored, {len(self.failed)} failed, "
+        owed = sum(sent.credits for sent in self._paid) - sum(map(_credits, self.mirrored))
+        paid = f", delivers what {owed} credits are paid for already and" if owed else ""
+        chosen.add_hint(
+            f"Of {requests} requests {len(self.mirrored)} are mirrored, {len(self.failed)} failed, "
             f"{len(self.unknown)} have an unknown outcome and {len(self.not_submitted)} were not submitted; another "
-            "attempt, or clearing the task, does only what is missing"
+            f"attempt, or clearing the task{paid} does only what is missing"
         )
+        if any(_is_dead(entry.error or {}) for entry in self.failed):
+            chosen.add_hint(f"To submit the whole batch again, {self.way_to_drop} and clear the task")
         if first:
-            chosen.message += f". First errors: {first}"
+            chosen.add_hint(f"First errors: {first}")
         return chosen
 
     @property
-    def _accepted(self) -> Iterator[Entry]:
-        return (entry for entry in (*self.mirrored, *self.failed) if entry.task_id)
+    def _paid(self) -> list[Submitted]:
+        """The submissions that were charged and not refunded, of the requests that are asked for."""
+        current = (entry.current for entry in (*self.mirrored, *self.failed))
+        return [sent for sent in current if sent and sent.task_id]
 
     def _errors(self) -> Iterator[tuple[str, GptImgError]]:
         for entry in self.failed:
             yield entry.name, from_dict(entry.error or {})
         for entry in self.unknown:
-            yield entry.name, _unknown(entry)
+            yield entry.name, unknown_submission(entry.plan.unknown, self.way_to_drop)
 
 
 def mirrored_objects(entries: Iterable[Entry]) -> tuple[list[MirroredObject], dict[str, ImageTask]]:
@@ -126,7 +127,7 @@ def mirrored_objects(entries: Iterable[Entry]) -> tuple[list[MirroredObject], di
     objects: list[MirroredObject] = []
     tasks: dict[str, ImageTask] = {}
     for entry in entries:
-        facts = entry.mirrored or {}
+        facts = entry.objects or {}
         tasks[entry.task_id] = ImageTask(
             entry.task_id, COMPLETED, created_at=facts.get("created_at"), updated_at=facts.get("updated_at")
         )
@@ -137,12 +138,9 @@ def mirrored_objects(entries: Iterable[Entry]) -> tuple[list[MirroredObject], di
 
 
 def _credits(entry: Entry) -> int:
-    return entry.submission.credits if entry.submission else 0
+    return entry.current.credits if entry.current else 0
 
 
-def _unknown(entry: Entry) -> GptImgSubmissionUnknownError:
-    return GptImgSubmissionUnknownError(
-        f"It was submitted, and the outcome was not recorded: up to {_credits(entry)} credits may have been charged. "
-        "Look into the vendor's transaction log; to submit such requests again, and only these, set "
-        "on_unknown_submission='resubmit' and clear the task"
-    )
+def _is_dead(error: Mapping[str, Any]) -> bool:
+    """Return whether waiting on for an image task would not bring it."""
+    return isinstance(from_dict(dict(error)), GptImgTaskNotFoundError) or may_have_ended(error.get("last_status"))

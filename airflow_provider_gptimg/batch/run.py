@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a batch goes on: submit while there is room, mirror what is completed, wait for some more, and again."""
+"""Work on a batch: submit while there is room, mirror what is completed, wait for some more, and repeat."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from botocore.exceptions import ClientError
+
 from airflow_provider_gptimg.api.protocol import MAX_ATTEMPTS
 from airflow_provider_gptimg.api.tasks import ImageTask
-from airflow_provider_gptimg.batch.ledger import Entry, Ledger, Standing
+from airflow_provider_gptimg.batch.entries import Entry, Standing
+from airflow_provider_gptimg.batch.ledger import Ledger
 from airflow_provider_gptimg.batch.pace import Pace
 from airflow_provider_gptimg.batch.report import Report
+from airflow_provider_gptimg.batch.sending import CHUNK, Sender
 from airflow_provider_gptimg.exceptions import (
     GptImgAuthError,
     GptImgError,
@@ -25,25 +28,23 @@ from airflow_provider_gptimg.exceptions import (
     GptImgServerError,
     GptImgSubmissionUnknownError,
     GptImgTaskFailedError,
-    GptImgTaskNotFoundError,
+    GptImgTimeoutError,
 )
 from airflow_provider_gptimg.hooks.poller import Poller
 from airflow_provider_gptimg.mirroring.images import FORMATS
 from airflow_provider_gptimg.mirroring.listing import find_missing
-from airflow_provider_gptimg.polling import Wait, may_have_ended
-from airflow_provider_gptimg.telemetry import count, span
+from airflow_provider_gptimg.polling import Wait
+from airflow_provider_gptimg.telemetry import count
 
 if TYPE_CHECKING:
     from airflow_provider_gptimg.batch.requests import BatchRequest
-    from airflow_provider_gptimg.hooks.gptimg import GptImgHook, PreparedSubmit
+    from airflow_provider_gptimg.hooks.gptimg import GptImgHook
+    from airflow_provider_gptimg.journal.attempt import Attempt
     from airflow_provider_gptimg.mirroring.destination import KeyPattern
     from airflow_provider_gptimg.mirroring.mirror import Mirror
     from airflow_provider_gptimg.mirroring.store import S3Store
 
-__all__ = ["CHUNK", "Batch", "Limits"]
-
-CHUNK = 8
-"""Requests whose submits are under way at a time, so that a kill leaves no more than these unknown."""
+__all__ = ["Batch", "Limits"]
 
 _MIRRORED_AT_ONCE = 64
 """Image tasks that are mirrored before that is written down."""
@@ -59,6 +60,7 @@ class Limits:
     :param on_unknown: `fail` or `resubmit`, for requests that do not say so themselves.
     :param timeout: Seconds from an image task's submission to its completion.
     :param aws_conn_id: AWS connection that presigns `s3://` references.
+    :param ends_at: When the attempt ends, in Unix seconds; None: Airflow sees to that.
     """
 
     max_in_flight: int
@@ -67,11 +69,13 @@ class Limits:
     aws_conn_id: str | None
     poll_interval: float | None = None
     first_poll_after: float | None = None
+    ends_at: float | None = None
 
 
 class Batch:
-    """What one worker does of a batch. All that it knows comes from the ledger, so it can end at any moment.
+    """One worker's part of a batch. All that it knows comes from the ledger, so it can end at any moment.
 
+    :param attempt: Says whether anything may be sent still.
     :param mirror: Where images go.
     :param pattern: Its keys: what was mirrored under others is mirrored again.
     """
@@ -79,6 +83,7 @@ class Batch:
     def __init__(
         self,
         hook: GptImgHook,
+        attempt: Attempt,
         ledger: Ledger,
         requests: Sequence[BatchRequest],
         limits: Limits,
@@ -90,6 +95,7 @@ class Batch:
         self.entries = ledger.enter(requests)
         self.pace = pace
         self._hook = hook
+        self._attempt = attempt
         self._ledger = ledger
         self._limits = limits
         self._mirror = mirror
@@ -97,6 +103,7 @@ class Batch:
         self._log = log
         self._poller = Poller(hook)
         self._wait = Wait(hook.settings.schedule(limits.poll_interval, limits.first_poll_after))
+        self._sender = Sender(hook, attempt, ledger, limits.aws_conn_id, log)
         self._pending: deque[Entry] = deque()
         self._in_flight: dict[str, Entry] = {}
         self._completed: list[tuple[Entry, ImageTask]] = []
@@ -123,9 +130,20 @@ class Batch:
             count("submissions", unknown, outcome="unknown")
         if not self._ledger.lasts:
             self._log.warning(
-                "This Airflow keeps no state for tasks (3.3 and newer do): the batch holds this worker to its end, and "
-                "if the attempt dies, the next one submits and pays again"
+                "Nothing outlasts this attempt of what it submits (no journal, see [gptimg] journal): the batch holds "
+                "this worker to its end, and if the attempt dies, the next one submits and pays again"
             )
+        for entry in self.entries:
+            plan = entry.plan
+            for lost in plan.unknown if plan.paid else ():
+                self._log.warning(
+                    "%s is taken up, and another submission of it, of attempt %d at %s, has no known outcome: up to %d "
+                    "credits may have been charged for it as well",
+                    entry.name,
+                    lost.attempt,
+                    lost.sent,
+                    lost.credits,
+                )
         if strays := self._undelivered_strays:
             self._log.warning(
                 "%d image tasks of earlier attempts are paid for and not asked for any more: %s",
@@ -137,12 +155,12 @@ class Batch:
         """Take up, once an attempt, what earlier ones mirrored and S3 has no more: it is paid for."""
         mirrored = [entry for entry in self.entries if self.standing(entry) is Standing.MIRRORED]
         here = [entry for entry in mirrored if entry.task_id not in self._in_flight]
-        sizes = {entry: {fact["key"]: fact["size"] for fact in (entry.mirrored or {})["objects"]} for entry in here}
+        sizes = {entry: {fact["key"]: fact["size"] for fact in (entry.objects or {})["objects"]} for entry in here}
         gone = find_missing(store, self._pattern.bucket, sizes)
         for entry in gone:
-            entry.mirrored = None
+            self._ledger.lose(entry)
             self._in_flight[entry.task_id] = entry
-        self._ledger.write(gone)
+        self._ledger.write()
         if gone:
             self._log.warning(
                 "Images of %d requests were mirrored and are gone from S3, the first those of %s: mirroring them again",
@@ -170,19 +188,26 @@ class Batch:
     def work(self) -> bool:
         """Submit and mirror all that can be now, and return whether there is something to wait for.
 
+        :raises NotSentError: The task was stopped, or a later attempt has begun.
         :raises GptImgError: No submit and no wait can go well, e.g. since the key was rejected.
         """
+        self._attempt.pause(0.0)  # is it stopped?
+        if self._limits.ends_at is not None and time.time() >= self._limits.ends_at:
+            self._stop(GptImgTimeoutError("The task's execution_timeout is over"))
         self._expire()
+        if not self._has_mirrored:
+            self._mirror_completed()  # before more is bought, find out whether S3 takes it
         self._submit()
         self._mirror_completed()
         if self._may_submit and not self._in_flight and not self.pace.is_short:
             self._stop()  # there is nothing else to do meanwhile
+        self._ledger.write()
         self._log.info(
             "Batch of %d: %d under way, %d to be submitted, %d mirrored",
             len(self.entries),
             len(self._in_flight),
             len(self._pending),
-            sum(entry.mirrored is not None for entry in self.entries),
+            sum(entry.objects is not None for entry in self.entries),
         )
         return bool(self._in_flight) or self._may_submit
 
@@ -224,10 +249,18 @@ class Batch:
             self._poller.hold(self._wait, until=until, enough=max(1, len(self._in_flight) // 8))
             self._take()
         else:
-            time.sleep(self.pace.pause)
+            self._attempt.pause(self.pace.pause)
+
+    def told(self) -> str:
+        """Return what was sent and what is paid for, for the log of a stopped task."""
+        paid = [entry.current.credits for entry in self.entries if entry.current and entry.current.task_id]
+        return (
+            f"Of {len(self.entries)} requests {len(paid)} are paid for ({sum(paid)} credits), {self._sender.sending} "
+            "are being sent right now, and the others were not sent. Clearing the task takes up what is paid for"
+        )
 
     def trigger_arguments(self) -> dict[str, Any]:
-        """Return what tells :class:`GptImgTaskTrigger` to wait for the same in the triggerer."""
+        """Return the arguments of the trigger that waits for the same tasks."""
         planned = self._wait.planned
         # While requests are left, half of those under way make room for as many; then it waits for the rest.
         wake_after = max(1, len(planned) // 2) if self._may_submit else None
@@ -247,17 +280,22 @@ class Batch:
         ended: dict[Standing, list[Entry]] = {standing: [] for standing in Standing}
         for entry in self.entries:
             ended[Standing.PENDING if entry in pending else self.standing(entry)].append(entry)
+        if not_submitted := ended[Standing.PENDING]:
+            reason = self.pace.stopped_by or GptImgError("the batch did not finish")
+            self._ledger.fail(not_submitted, GptImgError(f"Not submitted: {reason}"))
+            self._ledger.write()
         strays = [stray for stray in self._ledger.strays if self.standing(stray) is Standing.UNKNOWN]
         unknown = ended[Standing.UNKNOWN] + strays
         return Report(
             mirrored=ended[Standing.MIRRORED],
             failed=ended[Standing.FAILED],
             unknown=unknown,
-            not_submitted=ended[Standing.PENDING],
-            strays=[stray for stray in self._ledger.strays if stray.task_id],
+            not_submitted=not_submitted,
             stopped=self.pace.stopped_by,
             on_unknown="resubmit" if "resubmit" in map(self._on_unknown, unknown) else "fail",
             try_number=self._ledger.try_number,
+            charged=self._ledger.charged,
+            way_to_drop=self._attempt.store.way_to_drop,
         )
 
     def _on_unknown(self, entry: Entry) -> str:
@@ -266,7 +304,7 @@ class Batch:
     @property
     def _undelivered_strays(self) -> list[str]:
         """The ids of image tasks that are paid for, not mirrored, and not asked for any more."""
-        return [stray.task_id for stray in self._ledger.strays if stray.task_id and not stray.mirrored]
+        return [stray.task_id for stray in self._ledger.strays if stray.task_id and not stray.objects]
 
     @property
     def _may_submit(self) -> bool:
@@ -276,14 +314,6 @@ class Batch:
     def _is_paused(self) -> bool:
         """Whether there are requests and room for them, and only the API's wish for a pause keeps them back."""
         return self._may_submit and self._room > 0
-
-    @property
-    def _lost(self) -> int:
-        """Submits of this attempt of which nobody knows the outcome."""
-        return sum(
-            entry.submission is not None and not entry.task_id and entry.submitted_by == self._ledger.try_number
-            for entry in self.entries
-        )
 
     @property
     def _room(self) -> int:
@@ -299,7 +329,9 @@ class Batch:
     def _deadline(self, entry: Entry) -> float:
         """Return when an image task is out of time. If that was before this attempt, it gets all of it anew."""
         deadline = _submitted_at(entry) + self._limits.timeout
-        return deadline if deadline > self.pace.started_at else self.pace.started_at + self._limits.timeout
+        if deadline <= self.pace.started_at:
+            deadline = self.pace.started_at + self._limits.timeout
+        return deadline if self._limits.ends_at is None else min(deadline, self._limits.ends_at)
 
     def _expire(self) -> None:
         """Ask once more for what is out of time, and wait no longer for it."""
@@ -314,11 +346,9 @@ class Batch:
         self._wait.forget(entry.task_id for entry in late)
         for entry in late:
             self._fail(entry, self._wait.outcome(entry.task_id))
-        self._ledger.write(late)
 
     def _take(self) -> None:
         """Take in what polls have brought."""
-        failed = []
         for task_id in list(self._wait.outcomes):
             outcome = self._wait.outcome(task_id)
             del self._wait.outcomes[task_id]
@@ -327,19 +357,26 @@ class Batch:
                 continue
             if isinstance(outcome, ImageTask):
                 self._completed.append((entry, outcome))
-            elif isinstance(outcome, GptImgTaskFailedError) and entry.submitted_by < self._ledger.try_number:
-                self._log.info("%s: %s: submitting anew", entry.name, outcome)
-                self._pending.append(entry)
+            elif isinstance(outcome, GptImgTaskFailedError) and _attempt_of(entry) < self._ledger.try_number:
+                self._log.info("%s: %s", entry.name, outcome)
+                self._ledger.refund(entry)
+                self._sort(entry)
             else:
                 self._fail(entry, outcome)
-                failed.append(entry)
-        self._ledger.write(failed)
+
+    def _sort(self, entry: Entry) -> None:
+        """Plan what is to be done next about a request whose image task was refunded."""
+        standing = self.standing(entry)
+        if standing is Standing.PENDING:
+            self._pending.append(entry)
+        elif standing is Standing.IN_FLIGHT:  # another of its image tasks is paid for
+            self._in_flight[entry.task_id] = entry
+            self._wait.submissions[entry.task_id] = _submitted_at(entry)
+            self._wait.add([entry.task_id], time.time())
 
     def _fail(self, entry: Entry, error: Any) -> None:
-        if isinstance(error, GptImgTaskNotFoundError) or may_have_ended(getattr(error, "last_status", None)):
-            error.add_hint(f"Its record is in {entry.place!r} of the task instance's state, in the UI under Storage")
         self._log.warning("%s: %s", entry.name, error)
-        self._ledger.fail(entry, error)
+        self._ledger.fail([entry], error)
 
     def _submit(self) -> None:
         """Submit while there is room, until the API wants a pause or refuses to go on."""
@@ -348,47 +385,13 @@ class Batch:
             self._submit_chunk([self._pending.popleft() for _ in range(size)])
 
     def _submit_chunk(self, chunk: list[Entry]) -> None:
-        prepared: dict[Entry, PreparedSubmit] = {}
-        for entry in chunk:
-            try:
-                prepared[entry] = self._hook.prepare_submit(entry.request, self._limits.aws_conn_id)
-            except GptImgError as error:
-                self._fail(entry, error)
-        before = {entry: (entry.submission, entry.submitted_by, entry.mirrored) for entry in prepared}
-        for entry in prepared:
-            self._ledger.intend(entry)
-        self._ledger.write(chunk)
-        outcomes: dict[Entry, ImageTask | GptImgError] = {}
-
-        def send(entry: Entry) -> None:
-            try:
-                outcomes[entry] = self._hook.submit_prepared(prepared[entry], max_attempts=1)
-            except GptImgError as error:
-                outcomes[entry] = error
-
-        try:
-            with span("submit", requests=len(prepared)), ThreadPoolExecutor(CHUNK) as pool:
-                list(pool.map(send, prepared))
-        finally:
-            # Also when Airflow ends the task just now: what is known is worth writing down.
-            for entry, outcome in outcomes.items():
-                if isinstance(outcome, ImageTask):
-                    self._accept(entry, outcome)
-                elif not isinstance(outcome, GptImgSubmissionUnknownError):
-                    entry.submission, entry.submitted_by, entry.mirrored = before[entry]
-            self._settle({entry: outcomes[entry] for entry in chunk if entry in outcomes})
-            self._ledger.write(chunk)
-
-    def _accept(self, entry: Entry, task: ImageTask) -> None:
-        credits = entry.request.credits
-        # Logged first: if the record cannot be written, this line tells a person what was paid for.
-        self._log.info("%s: submitted image task %s: %d credits", entry.name, task.task_id, credits)
-        self._ledger.accept(entry, task.task_id)
-        self._in_flight[task.task_id] = entry
-        self._wait.submissions[task.task_id] = _submitted_at(entry)
-        self._wait.add([task.task_id], _submitted_at(entry) + self._wait.schedule.next_poll_in(0.0))
-        count("submissions", outcome="accepted")
-        count("credits", credits, outcome="charged")
+        outcomes = self._sender.send(chunk)
+        for entry, outcome in outcomes.items():
+            if isinstance(outcome, ImageTask):
+                self._in_flight[outcome.task_id] = entry
+                self._wait.submissions[outcome.task_id] = _submitted_at(entry)
+                self._wait.add([outcome.task_id], _submitted_at(entry) + self._wait.schedule.next_poll_in(0.0))
+        self._settle(outcomes)
 
     def _settle(self, outcomes: Mapping[Entry, ImageTask | GptImgError]) -> None:
         """Decide for each submit that was not accepted what becomes of it, and how to go on."""
@@ -398,64 +401,67 @@ class Batch:
             if isinstance(outcome, ImageTask):
                 continue
             if isinstance(outcome, GptImgSubmissionUnknownError):
-                count("submissions", outcome="unknown")
                 self._log.error("%s: %s", entry.name, outcome)
                 unknown.append(outcome)
-                continue
-            count("submissions", outcome="refused")
-            if isinstance(outcome, (GptImgInsufficientCreditsError, GptImgAuthError)):
+            elif isinstance(outcome, (GptImgInsufficientCreditsError, GptImgAuthError)):
                 self._stop(outcome)
                 self._pending.appendleft(entry)
-            elif isinstance(outcome, (GptImgRateLimitError, GptImgServerError)):
+            elif isinstance(outcome, GptImgRateLimitError):
                 later.append(outcome)
-                self._retry_later(entry, outcome)
+                self._pending.appendleft(entry)
+            elif isinstance(outcome, GptImgServerError) and entry.refusals < MAX_ATTEMPTS:
+                later.append(outcome)
+                self._pending.append(entry)
             else:
+                later += [outcome] if isinstance(outcome, GptImgServerError) else []
                 self._fail(entry, outcome)
         self.pace.slow_down(later, accepted=any(isinstance(outcome, ImageTask) for outcome in outcomes.values()))
         if later:
             self._log.info("%s. The next submit is in %.0f s", later[0], self.pace.pause)
-        if unknown and self._lost >= CHUNK:
+        if unknown and self._ledger.lost >= CHUNK:
             # Something between here and the API swallows answers: each further submit would be a gamble.
             self._stop(unknown[0])
-
-    def _retry_later(self, entry: Entry, error: GptImgError) -> None:
-        if isinstance(error, GptImgRateLimitError):
-            self._pending.appendleft(entry)
-            return
-        if self._ledger.refuse(entry) >= MAX_ATTEMPTS:
-            self._fail(entry, error)
-        else:
-            self._pending.append(entry)
 
     def _stop(self, error: GptImgError | None = None) -> None:
         if self.pace.stopped is None:
             self._log.error("No more submits in this attempt: %s", self.pace.stop(error))
 
+    @property
+    def _has_mirrored(self) -> bool:
+        return any(entry.objects is not None for entry in self.entries)
+
     def _mirror_completed(self) -> None:
-        """Mirror what is completed; page by page, since a page is written as a whole."""
-        self._completed.sort(key=lambda done: done[0].page)
         while self._completed:
             group = self._completed[:_MIRRORED_AT_ONCE]
             copied = self._mirror.copy(task for _, task in group)
+            refusals = []
             for entry, task in group:
                 result = copied[task.task_id]
                 if isinstance(result, GptImgError):
                     self._fail(entry, result)
+                    refusals += [result] if isinstance(result.__cause__, ClientError) else []
                 else:
                     self._ledger.mirror(entry, task, result)
-            self._ledger.write(entry for entry, _ in group)
+            self._ledger.write()
             del self._completed[: len(group)]
+            refusal = self._mirror.refusal or (None if self._has_mirrored else next(iter(refusals), None))
+            if refusal and self._may_submit:
+                self._stop(refusal)  # S3 has taken nothing yet, and refuses what was bought: buy no more
 
 
 def _is_at(entry: Entry, pattern: KeyPattern) -> bool:
     """Return whether a request's objects are where `pattern` puts them."""
     extensions = {known.content_type: known.extension for known in FORMATS}
-    return entry.mirrored is not None and all(
+    return entry.objects is not None and all(
         fact["bucket"] == pattern.bucket
         and fact["key"] == pattern.key(entry.task_id, index, extensions.get(fact["content_type"], ""))
-        for index, fact in enumerate(entry.mirrored["objects"])
+        for index, fact in enumerate(entry.objects["objects"])
     )
 
 
 def _submitted_at(entry: Entry) -> float:
-    return entry.submission.submitted_at if entry.submission else 0.0
+    return entry.current.at if entry.current else 0.0
+
+
+def _attempt_of(entry: Entry) -> int:
+    return entry.current.attempt if entry.current else 0

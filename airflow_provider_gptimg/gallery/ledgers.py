@@ -3,21 +3,21 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from airflow_provider_gptimg.api.requests import MAX_IMAGES
 from airflow_provider_gptimg.api.tasks import CREDITS_PER_IMAGE
-from airflow_provider_gptimg.batch.ledger import Entry, page_key
+from airflow_provider_gptimg.batch.entries import Entry
+from airflow_provider_gptimg.batch.ledger import read_entries
+from airflow_provider_gptimg.exceptions import GptImgError
 from airflow_provider_gptimg.gallery.recorded import Picture, Submission, mirrored_picture
 
 __all__ = ["STATE_KEYS", "read_submissions"]
 
-STATE_KEYS = "gptimg_"
+STATE_KEYS = "gptimg"
 """What the keys start with."""
-
-_PAGE = re.compile(re.escape(page_key(0)[:-1]) + r"(\d{1,6})")
 
 
 def read_submissions(values: Mapping[str, Any], try_number: int) -> list[Submission]:
@@ -26,38 +26,34 @@ def read_submissions(values: Mapping[str, Any], try_number: int) -> list[Submiss
     :param values: By key in the state store.
     :param try_number: Of the latest attempt, to which errors of earlier ones mean nothing.
     """
-    pages = {int(found[1]): page for key, page in values.items() if (found := _PAGE.fullmatch(key))}
-    return [each for number in sorted(pages) for each in _read_page(number, pages[number], try_number)]
+    submissions = []
+    with suppress(GptImgError):  # people may edit the state store
+        for entry in read_entries(lambda name: values.get(f"gptimg:{name}"), try_number, values.get):
+            with suppress(AttributeError, KeyError, TypeError, ValueError):
+                submissions.append(_read_entry(entry, try_number))
+    return submissions
 
 
-def _read_page(page_number: int, page: Any, try_number: int) -> Iterator[Submission]:
-    for number, value in enumerate(page if isinstance(page, list) else ()):
-        try:
-            yield _read_entry(Entry.from_json(value, page_number, None), f"{page_number}.{number}", try_number)
-        except (AttributeError, KeyError, TypeError, ValueError):
-            continue  # people may edit the state store
-
-
-def _read_entry(entry: Entry, name: str, try_number: int) -> Submission:
-    objects = (entry.mirrored or {}).get("objects") or ()
-    pictures = [_read_object(entry.task_id, index, fact) for index, fact in enumerate(objects) if fact]
+def _read_entry(entry: Entry, try_number: int) -> Submission:
+    sent = next((sent for sent in reversed(entry.submissions) if sent.refused is None), None)
+    task_id = (sent and sent.task_id) or None
+    objects = entry.mirrored[task_id]["objects"] if task_id in entry.mirrored else ()
+    pictures = [_read_object(task_id, index, fact) for index, fact in enumerate(objects) if task_id and fact]
     failed = entry.error if entry.failed_by == try_number else None
-    error = str(failed.get("message") or "It failed") if failed else None
-    credits = int(entry.submission.credits) if entry.submission else 0
-    if not entry.submission:
+    if sent is None:
         state = "not submitted"
-    elif not entry.task_id:
+    elif task_id is None:
         state = "unknown"
     else:
-        state = "refunded" if entry.is_refunded else "accepted"
-    n = min(max(1, credits // CREDITS_PER_IMAGE), MAX_IMAGES)
+        state = "refunded" if task_id in entry.refunded else "accepted"
+    credits = int(sent.credits) if sent else 0
     return Submission(
-        name,
-        entry.task_id or None,
-        n,
+        f"{entry.fingerprint}.{entry.occurrence}",
+        task_id,
+        min(max(1, credits // CREDITS_PER_IMAGE), MAX_IMAGES),
         entry.prompt or None,
         tuple(filter(None, pictures)),
-        error,
+        str(failed.get("message") or "It failed") if failed else None,
         state,
         min(credits, MAX_IMAGES * CREDITS_PER_IMAGE),
     )

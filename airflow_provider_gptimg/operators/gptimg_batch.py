@@ -11,12 +11,12 @@ from airflow_provider_gptimg.verdicts import airflow_verdict
 
 if TYPE_CHECKING:
     from airflow_provider_gptimg.airflow_compat import Context
-    from airflow_provider_gptimg.batch.ledger import Ledger
     from airflow_provider_gptimg.batch.pace import Pace
     from airflow_provider_gptimg.batch.report import Report
     from airflow_provider_gptimg.batch.requests import BatchRequest
     from airflow_provider_gptimg.batch.run import Batch, Limits
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook
+    from airflow_provider_gptimg.journal.attempt import Attempt
     from airflow_provider_gptimg.mirroring.destination import KeyPattern
     from airflow_provider_gptimg.mirroring.manifest import Manifest
     from airflow_provider_gptimg.mirroring.store import S3Store
@@ -27,9 +27,9 @@ __all__ = ["GptImgBatchToS3Operator"]
 class GptImgBatchToS3Operator(GptImgToS3Operator):
     """Submit many requests in one task, mirror their images to S3 as they finish, and return a summary (dict).
 
-    Each request is paid for once: a retry, or a clear after a failure, does only what is missing (Airflow 3.3 and
-    newer). A kill leaves at most 8 submits with an unknown outcome, which are not repeated silently. All requests are
-    checked before the first is sent. A low balance ends submission; what was accepted is delivered.
+    Each request is paid for once: a retry, or a clear after a failure, does only what is missing. A kill leaves at most
+    8 submits with an unknown outcome, which are not repeated silently. All requests are checked before the first is
+    sent. A low balance ends submission; what was accepted is delivered.
 
     The summary counts requests (`mirrored`, `failed`, `unknown`, `not_submitted`), `images`, `bytes` and `credits`
     (charged and not refunded), names the `manifest` and the first `errors`, and is less than 4 KiB.
@@ -71,6 +71,8 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         self.max_credits = max_credits
         self.on_partial_failure = on_partial_failure
         self.on_unknown_submission = on_unknown_submission
+        self._attempt: Attempt | None = None
+        self._batch: Batch | None = None
 
     def execute(self, context: Context) -> Any:
         """Return the summary, or defer until there is more to do.
@@ -92,21 +94,32 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         :raises GptImgError: As :meth:`execute`.
         """
         from airflow_provider_gptimg.batch.pace import Pace
+        from airflow_provider_gptimg.waiting import read_event
 
+        if read_event(event) == "error":
+            self.deferrable = False  # the trigger cannot wait, so this worker does
         return self._go_on(context, Pace(**(pace or {})), digest)
+
+    def on_kill(self) -> None:
+        """Send nothing more, and say what a person who ends the task should know."""
+        if self._attempt:
+            self._attempt.is_stopped = True
+        self.log.warning("This batch sends nothing more. %s", self._batch.told() if self._batch else "")
 
     def _go_on(self, context: Context, pace: Pace, digest: str | None = None, *, is_first_leg: bool = False) -> Any:
         from airflow_provider_gptimg.batch.ledger import Ledger
         from airflow_provider_gptimg.batch.run import Batch
         from airflow_provider_gptimg.hooks.gptimg import GptImgHook
+        from airflow_provider_gptimg.journal.attempt import Attempt
         from airflow_provider_gptimg.mirroring.assembly import Mirroring
 
         with airflow_verdict():
+            self._attempt = attempt = Attempt.of(context, self.log)
             self._check_arguments()
             mirroring = Mirroring.assemble(self, context, self.log)
             destination, store, manifest = mirroring.destination, mirroring.store, mirroring.manifest
             hook = GptImgHook(self.gptimg_conn_id)
-            limits = self._limits(hook)
+            limits = self._limits(hook, pace)
             requests = self._read_requests(hook, store)
             _check_keys(destination.pattern, requests)
             if digest is None:  # a changed list costs nothing, and must not keep what is paid for from its place
@@ -115,9 +128,12 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
                 mirroring.check_buckets()
                 if manifest:
                     manifest.claim()
-            ledger = Ledger(context, hook.gptimg_conn_id)
+                attempt.announce()
+            ledger = Ledger.of(attempt, hook.gptimg_conn_id, context)
             with mirroring.mirror(hook) as mirror:
-                batch = Batch(hook, ledger, requests, limits, pace, mirror, destination.pattern, self.log)
+                self._batch = batch = Batch(
+                    hook, attempt, ledger, requests, limits, pace, mirror, destination.pattern, self.log
+                )
                 if is_first_leg:
                     batch.introduce()
                     batch.recover(store)
@@ -125,7 +141,10 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
                 self._see_through(batch, digest or batch.digest)
             report = batch.report()
         with airflow_verdict(report.on_unknown):
-            return self._conclude(context, report, ledger, destination.pattern, manifest, mirroring.s3)
+            summary = self._conclude(context, report, destination.pattern, manifest, mirroring.s3)
+            if ledger.lasts:
+                attempt.once_recorded(ledger.deliver)
+            return summary
 
     def _check_arguments(self) -> None:
         from airflow_provider_gptimg.exceptions import GptImgRequestError
@@ -135,12 +154,14 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         if self.on_partial_failure not in ("fail", "succeed"):
             raise GptImgRequestError(f"on_partial_failure={self.on_partial_failure!r} is neither 'fail' nor 'succeed'")
 
-    def _limits(self, hook: GptImgHook) -> Limits:
+    def _limits(self, hook: GptImgHook, pace: Pace) -> Limits:
         from airflow_provider_gptimg.api.requests import check_on_unknown_submission
         from airflow_provider_gptimg.batch.run import Limits
         from airflow_provider_gptimg.polling import check_timeout
 
         on_unknown = check_on_unknown_submission(self.on_unknown_submission)
+        # On a worker Airflow itself ends the task.
+        ends_in = self.execution_timeout.total_seconds() if self.execution_timeout and self.deferrable else None
         return Limits(
             max_in_flight=self.max_in_flight,
             on_unknown=on_unknown or hook.settings.on_unknown_submission or "fail",
@@ -148,6 +169,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
             aws_conn_id=self.aws_conn_id,
             poll_interval=self.poll_interval,
             first_poll_after=self.first_poll_after,
+            ends_at=None if ends_in is None else pace.started_at + ends_in,
         )
 
     def _read_requests(self, hook: GptImgHook, store: S3Store) -> list[BatchRequest]:
@@ -182,7 +204,6 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         self,
         context: Context,
         report: Report,
-        ledger: Ledger,
         pattern: KeyPattern,
         manifest: Manifest | None,
         s3: Any,
@@ -191,7 +212,6 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         from airflow_provider_gptimg.batch.report import mirrored_objects
         from airflow_provider_gptimg.exceptions import GptImgError
         from airflow_provider_gptimg.mirroring.lineage import describe_outlets, report_to_collector
-        from airflow_provider_gptimg.submission import once_succeeded
 
         objects, tasks = mirrored_objects(report.mirrored)
         if ti := context.get("ti"):
@@ -211,7 +231,6 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
                 self.log.error("%s", refusal)  # the task fails for something else
         if error:
             raise error
-        once_succeeded(context, ledger.deliver)
         describe_outlets(context.get("outlet_events"), self.outlets, pattern, objects, summary["manifest"])
         return summary
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,12 @@ class FileStore:
 
     def delete(self, key: str) -> None:
         (self.folder / key).unlink(missing_ok=True)
+
+    @property
+    def segments(self) -> list[str]:
+        """The keys that a later leg reads."""
+        keys = self.values
+        return [key for key in keys if key.rpartition(".")[0] not in keys]
 
     @property
     def values(self) -> dict[str, Any]:
@@ -112,3 +118,19 @@ def batch(requests: Any, **arguments: Any) -> GptImgBatchToS3Operator:
 def prompts(number: int) -> list[str]:
     """Return so many different prompts."""
     return [f"Picture {index}" for index in range(number)]
+
+
+class InTurn:
+    """An executor with one thread: the caller's."""
+
+    def __init__(self, workers: int) -> None:
+        pass
+
+    def __enter__(self) -> InTurn:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def map(self, function: Callable[[Any], None], values: Iterable[Any]) -> Iterator[None]:
+        return map(function, values)

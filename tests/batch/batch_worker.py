@@ -31,6 +31,7 @@ def main() -> None:
     for module in (
         "airflow.providers.amazon.aws.hooks.s3",
         "airflow_provider_gptimg.batch.run",
+        "airflow_provider_gptimg.journal.attempt",
         "airflow_provider_gptimg.hooks.gptimg",
         "airflow_provider_gptimg.mirroring.lineage",
         "airflow_provider_gptimg.mirroring.manifest",

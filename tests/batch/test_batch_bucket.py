@@ -121,3 +121,33 @@ def test_many_objects_are_looked_for_in_one_request(emulator: Any, instance: Ins
     assert instance.retry().run(operator)["mirrored"] == 20
 
     assert (lists(proxy), len(proxy.requests)) == (2, 2), "whether the bucket is there, and what is in it"
+
+
+@pytest.mark.parametrize("code", ["AccessDenied", "AccessControlListNotSupported"])
+def test_a_batch_that_s3_refuses_buys_no_more(
+    emulator: Any, instance: Instance, stored: Any, proxy: S3Proxy, deferrable: bool, code: str
+) -> None:
+    """And what was bought is delivered once S3 takes it."""
+    proxy.rule = lambda request: (403, code) if request.method == "PUT" else None
+
+    with pytest.raises(AirflowFailException, match=code) as caught:
+        instance.run(batch(prompts(60), max_in_flight=5, deferrable=deferrable))
+
+    bought = len(emulator.tasks)
+    assert bought == 5
+    assert "Of 60 requests 0 are mirrored, 5 failed, 0 have an unknown outcome and 55 were not submitted" in str(
+        caught.value
+    )
+    assert "10 credits are paid for" in str(caught.value)
+
+    proxy.rule = lambda request: None
+    assert instance.clear().run(batch(prompts(60), max_in_flight=20))["taken_up"] == 5
+    assert submits(emulator) == 60
+    assert len(stored()) == 60
+
+
+def test_wrong_credentials_are_refused_before_paying(emulator: Any, instance: Instance, proxy: S3Proxy) -> None:
+    proxy.rule = lambda request: (403, "InvalidAccessKeyId")
+    with pytest.raises(AirflowFailException, match="InvalidAccessKeyId"):
+        instance.run(batch(prompts(3)))
+    assert not emulator.calls

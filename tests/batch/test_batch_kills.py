@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 from batch_instance import FileStore, prompts
 
-from airflow_provider_gptimg.batch.ledger import HEADER_KEY, page_key
-from airflow_provider_gptimg.batch.run import CHUNK
+from airflow_provider_gptimg.batch.entries import Entry
+from airflow_provider_gptimg.batch.ledger import read_entries
+from airflow_provider_gptimg.batch.sending import CHUNK
 from airflow_provider_gptimg.emulator import Emulator
 from airflow_provider_gptimg.sandbox.rest import until
 
@@ -64,11 +65,14 @@ class Worker:
         return self._process.stdout.readline()
 
     @property
+    def entries(self) -> list[Entry]:
+        """What is recorded of each request."""
+        return read_entries(lambda name: self.store.get(f"gptimg:{name}"), self.attempts)
+
+    @property
     def unknown(self) -> int:
         """Submits of which no outcome is recorded."""
-        header = self.store.get(HEADER_KEY) or {"pages": 0}
-        pages = [self.store.get(page_key(page), []) for page in range(header["pages"])]
-        return sum("submitted_at" in entry and "task_id" not in entry for page in pages for entry in page)
+        return sum(sent.is_unknown for entry in self.entries for sent in entry.submissions)
 
 
 @pytest.fixture
@@ -134,10 +138,9 @@ def test_kills_at_random_moments(
     assert len(api.tasks) <= IMAGES + lost
     assert sum(entry.credits for entry in api.ledger) == 2 * len(api.tasks)
     delivered = {
-        entry["mirrored"]["objects"][0]["key"]: api.task(entry["task_id"]).images[0]
-        for key, page in worker.store.values.items()
-        if key != "gptimg_batch"
-        for entry in page
+        entry.objects["objects"][0]["key"]: api.task(entry.task_id).images[0]
+        for entry in worker.entries
+        if entry.objects
     }
     assert stored() == delivered
     assert len(delivered) == IMAGES

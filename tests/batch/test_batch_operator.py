@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -379,19 +380,22 @@ def test_an_image_that_cannot_be_had_keeps_no_other(emulator: Any, instance: Ins
     assert submits(emulator) == 6
 
 
-def test_an_image_task_of_another_user_names_its_record(emulator: Any, instance: Instance, s3: Any) -> None:
+def test_an_image_task_of_another_user_says_how_to_drop_the_journal(
+    emulator: Any, instance: Instance, s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     instance.run(batch(prompts(3)))
     emulator.reset()
     store = instance.store
     assert store is not None
-    page = store.get("gptimg_batch_0")
-    for record in page:
-        del record["mirrored"]
-    store.set("gptimg_batch_0", page)
+    for key, value in store.values.items():  # as if it had died before it mirrored
+        facts = [fact for fact in value.get("facts", ()) if "objects" not in fact]
+        store.set(key, {**value, "facts": facts})
+    now = time.time
+    monkeypatch.setattr("time.time", lambda: now() + 120)  # a task that was just submitted may not be known yet
 
     with fails(GptImgTaskNotFoundError, at_once=True) as caught:
         instance.retry().run(batch(prompts(3)))
-    assert "gptimg_batch_0" in str(caught.value)
+    assert "delete the entries gptimg…" in str(caught.value)
 
 
 def test_without_a_state_store_it_holds_the_worker(emulator: Any, s3: Any, capfd: Any, caplog: Any) -> None:
@@ -400,7 +404,7 @@ def test_without_a_state_store_it_holds_the_worker(emulator: Any, s3: Any, capfd
     assert instance.run(batch(prompts(12), deferrable=True))["mirrored"] == 12
 
     assert instance.deferrals == 0
-    assert "keeps no state" in "".join(capfd.readouterr()) + caplog.text
+    assert "Nothing outlasts this attempt" in "".join(capfd.readouterr()) + caplog.text
 
 
 def test_it_can_be_executed_by_hand(emulator: Any, stored: Any, deferrable: bool) -> None:
@@ -535,6 +539,25 @@ def test_what_is_not_finished_in_time_is_waited_for_by_the_next_attempt(
 
     clock.go()
     assert instance.retry().run(batch(prompts(4), timeout=60, deferrable=deferrable))["taken_up"] == 4
+    assert submits(emulator) == 4
+
+
+def test_execution_timeout_bounds_a_deferral(
+    emulator: Any, instance: Instance, s3: Any, clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it is deferred, Airflow does not see to that."""
+    clock.stop()
+    now = time.time
+
+    def wait_for_two_hours() -> None:
+        monkeypatch.setattr("time.time", lambda: now() + 7200)
+
+    operator = batch(
+        prompts(10), max_in_flight=4, timeout=100_000, execution_timeout=timedelta(hours=1), deferrable=True
+    )
+    with fails(GptImgTimeoutError, at_once=False) as caught:
+        instance.run(operator, wait_for_two_hours)
+    assert "4 failed, 0 have an unknown outcome and 6 were not submitted" in str(caught.value)
     assert submits(emulator) == 4
 
 

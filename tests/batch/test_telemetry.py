@@ -21,8 +21,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from airflow_provider_gptimg.airflow_compat import AirflowFailException
 from airflow_provider_gptimg.api.tasks import ImageTask
 from airflow_provider_gptimg.hooks.gptimg import GptImgHook
+from airflow_provider_gptimg.journal.attempt import FIRST_RELEASE_KEY
 from airflow_provider_gptimg.operators.gptimg import GptImgSubmitOperator
-from airflow_provider_gptimg.submission import RECORD_KEY
 from airflow_provider_gptimg.telemetry import count_poll
 from airflow_provider_gptimg.triggers.gptimg import GptImgTaskTrigger
 
@@ -110,7 +110,7 @@ def test_each_attempt_that_stops_at_an_unknown_submission_counts_it(
     assert metrics.counters["gptimg.submissions", "accepted"] == 0
 
     intent = {"fingerprint": "f", "credits": 2, "submitted_at": 1_776_816_723.0, "max_tries": 0}
-    instance.store.set(RECORD_KEY, intent)
+    instance.store.set(FIRST_RELEASE_KEY, intent)
     with pytest.raises(AirflowFailException, match="up to 2 credits"):
         GptImgSubmitOperator(task_id="submit", prompt="A fox").execute(instance.context)
     assert metrics.counters["gptimg.submissions", "unknown"] == 2

@@ -225,18 +225,6 @@ def test_a_batch_under_way_shows_each_request(gallery):
     tiles = {tile["image_task"]: tile for tile in gallery.tiles(run)}
     assert gallery.picture(run, tiles[done]).content.startswith(b"\x89PNG")
 
-    # People may write into a task's state, too.
-    odd = [5, {}, {"submitted_at": "x", "task_id": 7}, {"mirrored": 5}, {"error": "x"}, {"mirrored": {"objects": [5]}}]
-    odd += [{"submitted_at": 1, "fingerprint": "f", "task_id": "t", "credits": 1e10}]
-    page = f"{run.path}/taskInstances/batch/state-store/gptimg_batch_1"
-    run.api.call("PUT", page, {"value": odd})
-    assert [tile["image_task"] for tile in gallery.tiles(run)] == [done, refused, awaited, "t", "t", "t", "t"]
-    submitted = {"submitted_at": 1, "fingerprint": "f", "credits": 2, "error": {"message": "It was late"}}
-    failures = [{**submitted, "task_id": f"of-{attempt}", "failed_by": attempt} for attempt in (0, 1)]
-    run.api.call("PUT", page, {"value": failures})
-    assert (states()["of-0"], states()["of-1"]) == ("pending", "failed"), "this is attempt 1"
-    run.api.call("DELETE", page)
-
     gallery.emulator.finish(awaited)
     run.wait()
     assert states() == {done: "ready", refused: "failed", awaited: "ready"}
