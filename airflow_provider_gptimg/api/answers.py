@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an answer of the API means: an image task, or which error."""
+"""Parse the API's answers into image tasks and errors."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class NoAnswer:
 
 
 def decode(call: Call, answer: Answer) -> ImageTask:
-    """Return the image task that an answer speaks of.
+    """Parse an HTTP answer into an image task.
 
     :raises GptImgError: Of the class that the README's table says.
     """
@@ -86,7 +86,7 @@ def decode(call: Call, answer: Answer) -> ImageTask:
 
 
 def unanswered(call: Call, outcome: NoAnswer | None) -> GptImgError:
-    """Return the error that a missing answer is."""
+    """Build the error for a call that got no answer."""
     reason = outcome.reason if outcome else "nothing was heard"
     if call.is_submit and (outcome is None or outcome.sent):
         return _unknown(f"no answer came: {reason}")
@@ -94,7 +94,7 @@ def unanswered(call: Call, outcome: NoAnswer | None) -> GptImgError:
 
 
 def judge_probe(outcome: Answer | NoAnswer) -> tuple[bool, str]:
-    """Return what the answer to :func:`probe_call` says of the connection: its verdict, in words."""
+    """Return whether the answer to :func:`probe_call` accepts the connection, and why in words."""
     if not isinstance(outcome, Answer):
         return False, f"Host unreachable: {outcome.reason}"
     if outcome.status == 429:
@@ -347,7 +347,7 @@ def _age(created_at: str | None, answer: Answer) -> float | None:
 
 
 def read_payload(body: bytes, secrets: tuple[str, ...]) -> Any:
-    """Return `body` as JSON with each secret taken out of all its texts; None if it is no JSON.
+    """Return `body` as JSON with each secret taken out of all its texts; None if it is not JSON.
 
     A server that echoes a key or a presigned URL must not bring it into a log or an XCom. A lone surrogate becomes a
     question mark and a NUL a space, since no database takes them in an XCom.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How one call to the API goes: what to do next, until there is a result.
+"""The rules of one call to the API: what to send again, when, and when to give up.
 
 A conversation is a generator: it says what to do next (send this, sleep so long), is told what came
 of it, and in the end returns the image task or raises. The drivers in `hooks`, one with sockets and

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a submit asks for: checked before anything is sent, and recognizable when asked again."""
+"""Check a submit request before it is sent, and recognize it when it is asked for again."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def check_max_credits(max_credits: object, credits: int, what: str = "this reque
 
     :param max_credits: A whole number, also as text, as a template renders it; None: no limit.
     :param credits: What it would cost.
-    :raises GptImgRequestError: It would cost more, or `max_credits` is no such number.
+    :raises GptImgRequestError: It would cost more, or `max_credits` is not such a number.
     """
     if max_credits is None:
         return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an image task is: its statuses, which of them are final, and what it cost."""
+"""An image task: its statuses, its images and its cost."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,254}")
 def check_task_id(task_id: object) -> str:
     """Return `task_id` if it can stand in a URL's path as it is.
 
-    :raises GptImgRequestError: It is no text, empty, or has characters that would change the URL.
+    :raises GptImgRequestError: It is not a text, is empty, or has characters that would change the URL.
     """
     if isinstance(task_id, str) and _TASK_ID.fullmatch(task_id) and ".." not in task_id:
         return task_id
@@ -94,7 +94,7 @@ class ImageTask:
 
     @property
     def seconds(self) -> float | None:
-        """How long the generation took, by the API's own clock; None unless it is final and says so."""
+        """Seconds that the generation took, by the API's own clock; None unless it is final and says so."""
         if not self.is_final or not self.created_at or not self.updated_at:
             return None
         try:
