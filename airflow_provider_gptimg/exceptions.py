@@ -53,7 +53,7 @@ class GptImgError(Exception):
         request_id: str | None = None,
     ) -> None:
         super().__init__(message)
-        self.message = message
+        self.message: str = message
         self.code = code
         self.http_status = http_status
         self.request_id = request_id

@@ -138,7 +138,8 @@ class TaskWait:
         from airflow_provider_gptimg.hooks.poller import Poller
 
         self.hook = hook
-        self.many = not isinstance(gptimg_task_id, (str, Mapping))
+        self.many: bool = not isinstance(gptimg_task_id, (str, Mapping))
+        self.task_ids: list[str]
         self.task_ids, finished = read_task_ids(gptimg_task_id)
         self._poll_interval = poll_interval
         self._first_poll_after = first_poll_after
@@ -151,7 +152,7 @@ class TaskWait:
             progress=Progress(hook.log.info),
         )
         self._wait.outcomes.update(finished)
-        self.claimed = frozenset(finished)
+        self.claimed: frozenset[str] = frozenset(finished)
         """Ids of the tasks that are finished only by what `gptimg_task_id` says."""
 
     def poll(self, since: float | None = None) -> bool:

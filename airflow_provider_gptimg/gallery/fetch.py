@@ -36,7 +36,7 @@ class HostError(Exception):
     def __init__(self, text: str, status: int | None = None, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(text)
         self.status = status
-        self.headers = headers or {}
+        self.headers: Mapping[str, str] = headers or {}
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ __all__ = ["GptImgGalleryPlugin"]
 _PREFIX = "/gptimg"
 
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 
 class GptImgGalleryPlugin(AirflowPlugin):

@@ -29,7 +29,7 @@ __all__ = ["MOST_PICKS", "Pick", "PictureResponse", "ZipResponse", "bounded"]
 MOST_PICKS = 40
 """Images in one zip."""
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 _RETRY_AFTER = 5
 _LONGEST_ZIP = 300.0

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["read_count", "read_extra", "read_seconds", "read_verify"]
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 _EXTRAS = (
     "first_poll_after",

@@ -33,7 +33,7 @@ from airflow_provider_gptimg.hooks.network import proxy_for, tls_context
 
 __all__ = ["SharedClient", "shared_client"]
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 KEEP_ALIVE = 75.0
 """Seconds an idle connection is kept: longer than any usual poll interval, or each poll would open one."""
@@ -59,7 +59,7 @@ class SharedClient:
 
     def __init__(self, conn_id: str) -> None:
         self.conn_id = conn_id
-        self.users = 0
+        self.users: int = 0
         self._settings: ConnectionSettings | None = None
         self._headers: dict[str, str] = {}
         self._read_at = float("-inf")

@@ -25,8 +25,8 @@ class TimeLimit:
     """
 
     def __init__(self, seconds: float) -> None:
-        self.is_over = False
-        self.only_asked_proxy = False
+        self.is_over: bool = False
+        self.only_asked_proxy: bool = False
         """Whether only the CONNECT to a proxy went out: then the call itself was not sent."""
         self._seconds = seconds
         self._stream: Any = None

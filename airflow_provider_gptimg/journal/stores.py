@@ -134,7 +134,7 @@ class VariableStore(Store):
     def __init__(self, owner: str, description: str) -> None:
         self._prefix = f"{_PREFIX}{owner}:"
         self._description = description
-        self.way_to_drop = f"delete the Variables {self._prefix}… (in Airflow's UI under Admin)"
+        self.way_to_drop: str = f"delete the Variables {self._prefix}… (in Airflow's UI under Admin)"
 
     def get(self, name: str) -> Any:
         """Return an entry; None: there is none."""
@@ -176,7 +176,7 @@ class S3Store(Store):
         self._prefix = prefix
         self._aws_conn_id = aws_conn_id
         self._client: Any = None
-        self.way_to_drop = f"delete the objects s3://{bucket}/{prefix}…"
+        self.way_to_drop: str = f"delete the objects s3://{bucket}/{prefix}…"
 
     def get(self, name: str) -> Any:
         """Return an entry; None: there is none."""

@@ -40,7 +40,7 @@ __all__ = [
 GALLERY_ROUTE = "gptimg-images"
 """Where the gallery stands among Airflow's pages, and on each task instance."""
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 _CONSOLES = {"cn-": "console.amazonaws.cn", "us-gov-": "console.amazonaws-us-gov.com"}
 

@@ -55,7 +55,7 @@ class KeyPattern:
                 "s3_key='s3://bucket/pattern'"
             )
         self.bucket = bucket
-        self.argument = f"s3_bucket={s3_bucket!r:.80}" if s3_bucket else f"s3_key={s3_key!r:.120}"
+        self.argument: str = f"s3_bucket={s3_bucket!r:.80}" if s3_bucket else f"s3_key={s3_key!r:.120}"
         """The argument that names the bucket, with its value."""
         self.pattern = pattern
         try:
@@ -66,7 +66,7 @@ class KeyPattern:
                 "they are, and '{{' for a brace"
             ) from None
         fields = {name for _, name in self._parts}
-        self.has_extension = "ext" in fields
+        self.has_extension: bool = "ext" in fields
         self._names_task = "task_id" in fields
         if len(self.key(_USUAL_TASK_ID, 0, ".webp").encode(errors="surrogatepass")) > _LONGEST_KEY:
             raise GptImgRequestError(f"s3_key={s3_key!r:.120} gives keys of more than 1,024 bytes, all that S3 takes")

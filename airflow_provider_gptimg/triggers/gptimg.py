@@ -69,7 +69,7 @@ class GptImgTaskTrigger(BaseTrigger):
         self.poll_interval = poll_interval
         self.first_poll_after = first_poll_after
         self.deadline = deadline
-        self.timeout = None if timeout is None else check_timeout(timeout)
+        self.timeout: float | None = None if timeout is None else check_timeout(timeout)
         self.submitted_at = submitted_at
         self.first_poll_at = first_poll_at
         self.end_from_trigger = end_from_trigger
