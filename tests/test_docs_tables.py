@@ -13,10 +13,10 @@ from airflow_provider_gptimg import get_provider_info
 from airflow_provider_gptimg.api.tasks import Image, ImageTask
 from airflow_provider_gptimg.batch.report import Report
 from airflow_provider_gptimg.hooks import connection
+from airflow_provider_gptimg.journal.attempt import FIRST_RELEASE_KEY
 from airflow_provider_gptimg.mirroring.manifest import manifest_lines
 from airflow_provider_gptimg.mirroring.mirror import MirroredObject
 from airflow_provider_gptimg.polling import Schedule
-from airflow_provider_gptimg.submission import RECORD_KEY
 
 PACKAGE = ROOT / "airflow_provider_gptimg"
 MIRRORED = MirroredObject(
@@ -110,9 +110,14 @@ def test_the_links_on_a_task_instance():
     assert [cell.strip("*") for cell, *_ in table] == [link.name for link in modules.values()]
 
 
-def test_the_key_of_the_record():
-    for page in ("docs/errors.md", "docs/how-it-works.md", "docs/upgrading.md"):
-        assert f"`{RECORD_KEY}`" in (ROOT / page).read_text()
+def test_the_key_of_the_first_releases_record():
+    assert f"`{FIRST_RELEASE_KEY}`" in (ROOT / "docs/upgrading.md").read_text()
+
+
+def test_the_settings_of_the_journal():
+    options = get_provider_info()["config"]["gptimg"]["options"]
+    text = (ROOT / "docs/operating.md").read_text()
+    assert re.findall(r"^(journal\w*) = ", text, re.MULTILINE) == list(options)
 
 
 def test_each_class_has_a_page_in_the_index_and_in_the_readme():

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from markdown_pages import blocks, names, rows, section
+import re
+
+from markdown_pages import ROOT, blocks, names, rows, section
 
 from airflow_provider_gptimg import exceptions
 from airflow_provider_gptimg.verdicts import airflow_verdict
@@ -45,3 +47,21 @@ def retried(error_type: type[exceptions.GptImgError]) -> bool:
 def test_what_to_do_is_said_of_each_error():
     page = section("docs/errors.md", "What to do")
     assert set(names(rows(page)[1:])) == {name for name in exceptions.__all__ if name != "GptImgError"}
+
+
+PROMISES = {
+    1: "tests/unit/test_journal.py::test_the_intent_stands_before_the_post_goes_out_and_the_outcome_after_it",
+    2: "tests/compat/test_compat_journal.py::test_a_retry_takes_up_what_is_paid_for",
+    3: "tests/operators/test_paid_once.py::test_a_cleared_success_means_make_new_ones",
+    4: "tests/unit/test_journal.py::test_an_unknown_outcome_stops_the_next_attempt",
+    5: "tests/unit/test_journal_interleavings.py::test_every_interleaving_of_two_attempts",
+    6: "tests/unit/test_journal.py::test_a_frozen_one_looks_again",
+}
+
+
+def test_each_promise_of_what_is_paid_has_a_test():
+    promised = re.findall(r"^(\d)\. ", section(README, "Failure and cost"), re.MULTILINE)
+    assert list(map(int, promised)) == list(PROMISES)
+    for test in PROMISES.values():
+        path, name = test.split("::")
+        assert f"def {name}(" in (ROOT / path).read_text()
