@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 
+from airflow_provider_gptimg.hooks.http import USER_AGENT
 from airflow_provider_gptimg.mirroring.images import HEAD_BYTES, read_format
 
 __all__ = ["LARGEST", "LONGEST", "HostError", "Opened", "Source", "fetch"]
@@ -44,7 +45,7 @@ class Source:
     """Where a picture is.
 
     :param url: May hold a signature, so it must not be shown.
-    :param verify: What httpx takes: an SSL context.
+    :param verify: An SSL context.
     """
 
     url: str = field(repr=False)
@@ -76,22 +77,13 @@ async def fetch(source: Source) -> AsyncIterator[Opened]:
     """
     patience = _Patience(_HOST_MAY_TAKE)
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(
-            httpx.AsyncClient(
-                verify=source.verify,
-                proxy=source.proxy,
-                trust_env=False,
-                follow_redirects=False,
-                # As it is stored: what would have to be unpacked may be larger than it looks.
-                headers={"accept": "image/*", "accept-encoding": "identity"},
-                timeout=httpx.Timeout(_HOST_MAY_TAKE),
-            )
+        # The transport itself: a client would log the URL with its signature, and follow redirects.
+        transport = await stack.enter_async_context(
+            httpx.AsyncHTTPTransport(verify=source.verify, proxy=source.proxy, trust_env=False)
         )
-        # `stream` would set a cookie jar and hooks to work that nobody needs; the request is built here in any case.
-        request = client.build_request("GET", source.url)
         try:
             async with patience:
-                answer = await client.send(request, stream=True)
+                answer = await transport.handle_async_request(_request(source.url))
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
             raise HostError(f"The host does not answer ({type(error).__name__})") from None
         stack.push_async_callback(answer.aclose)
@@ -111,6 +103,12 @@ async def fetch(source: Source) -> AsyncIterator[Opened]:
         if found is None:
             raise HostError("What is there is not an image")
         yield Opened(found.content_type, found.extension, size, answer.headers, _together(head, chunks))
+
+
+def _request(url: str) -> httpx.Request:
+    # As it is stored: what would have to be unpacked may be larger than it looks.
+    headers = {"accept": "image/*", "accept-encoding": "identity", "user-agent": USER_AGENT}
+    return httpx.Request("GET", url, headers=headers, extensions={"timeout": httpx.Timeout(_HOST_MAY_TAKE).as_dict()})
 
 
 async def _read(answer: httpx.Response, patience: _Patience) -> AsyncIterator[bytes]:

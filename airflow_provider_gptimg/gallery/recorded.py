@@ -50,6 +50,7 @@ class Submission:
     :param state: `accepted`, `refunded`, `unknown` or `not submitted`.
     :param credits: What it costs once accepted.
     :param error: Why it has no images.
+    :param replaced: A later submission of the same request counts instead: what is left of it are its credits.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Submission:
     error: str | None = None
     state: str = "accepted"
     credits: int = 0
+    replaced: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class Record:
 
     def find(self, image_task: str, index: int) -> Picture | None:
         """Return the picture that this task instance names so; None: it names none such."""
-        recorded = (picture for submission in self.submissions for picture in submission.pictures)
+        recorded = (picture for each in self.submissions if not each.replaced for picture in each.pictures)
         for picture in chain(self.pictures, recorded):
             if (picture.image_task, picture.index) == (image_task, index):
                 return picture

@@ -20,7 +20,7 @@ from airflow_provider_gptimg.airflow_compat import (
     XComModel,
 )
 from airflow_provider_gptimg.gallery.ledgers import STATE_KEYS, read_submissions
-from airflow_provider_gptimg.gallery.recorded import Record, Submission
+from airflow_provider_gptimg.gallery.recorded import Record
 from airflow_provider_gptimg.gallery.roles import Graph
 
 try:
@@ -89,7 +89,7 @@ def read_run(
     }
     budget = _Budget(_LARGEST_RUN)
     pushed = _read_xcoms(session, within, of_images, budget)
-    submissions = _read_states(session, within, of_images, budget, {(r.task_id, r.map_index): r for r in rows})
+    states = _read_states(session, within, of_images, budget)
     records = []
     for row in rows:
         place = (row.task_id, row.map_index)
@@ -108,7 +108,7 @@ def read_run(
                 fields=known,
                 result=pushed.get((*place, _RETURNED)),
                 prompt=prompt if isinstance(prompt, str) else None,
-                submissions=tuple(submissions.get(place, ())),
+                submissions=tuple(read_submissions(states[place], row.try_number, graph.roles[row.task_id])),
             )
         )
     others = [Record(row.task_id, row.map_index, row.state, row.try_number) for row in failed]
@@ -145,12 +145,13 @@ def _read_xcoms(session: Session, within: Any, task_ids: list[str], budget: _Bud
 
 
 def _read_states(
-    session: Session, within: Any, task_ids: list[str], budget: _Budget, rows: Mapping[tuple[str, int], Any]
-) -> dict[tuple[str, int], list[Submission]]:
-    """Return the submissions that tasks keep in the state store, of Airflow 3.3 and newer."""
+    session: Session, within: Any, task_ids: list[str], budget: _Budget
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """Return the journals that tasks keep in the state store, of Airflow 3.3 and newer: values by key."""
+    kept: dict[tuple[str, int], dict[str, Any]] = defaultdict(dict)
     state = TaskStateStoreModel
     if state is None:
-        return {}
+        return kept
     size = func.length(state.value).label("size")
     found = session.execute(
         select(state.task_id, state.map_index, state.key, state.value, size)
@@ -163,10 +164,9 @@ def _read_states(
         .order_by(state.task_id, state.map_index, state.key)
         .execution_options(yield_per=50)
     )
-    kept: dict[tuple[str, int], dict[str, Any]] = defaultdict(dict)
     for row in budget.take(found):
         kept[row.task_id, row.map_index][row.key] = _value(row.value)
-    return {place: read_submissions(values, rows[place].try_number) for place, values in kept.items() if place in rows}
+    return kept
 
 
 def _graph(session: Session, dag_id: str, run_id: str) -> Graph:

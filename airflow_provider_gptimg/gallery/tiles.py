@@ -110,10 +110,14 @@ class Gallery:
         self._entries: list[_Entry] = []
         self._by_image_task: dict[str, _Entry] = {}
         self._by_task: dict[str, list[_Entry]] = defaultdict(list)
+        self._by_origin: dict[int, list[_Entry]] = defaultdict(list)
         ordered = sorted(records, key=lambda record: (not record.role.submits, record.task_id, record.map_index))
         self._failed: dict[str, list[Record]] = defaultdict(list)
         for record in (*(record for record in ordered if record.state == "failed"), *failed):
             self._failed[record.task_id].append(record)
+        self._replaced = [
+            (record, each) for record in ordered for each in record.submissions if _is_replaced(record, each)
+        ]
         for record in ordered:
             self._add_results(record)
         for record in ordered:
@@ -141,6 +145,11 @@ class Gallery:
             elif entry.image_task and entry.origin.role.submits:
                 charged += credits
                 refunded += credits if entry.state == "refunded" else 0
+        for record, replaced in self._replaced:
+            if task_id is None or (record.task_id == task_id and map_index in (-1, record.map_index)):
+                charged += replaced.credits if replaced.image_task else 0
+                refunded += replaced.credits if replaced.state == "refunded" else 0
+                unknown += replaced.credits if replaced.state == "unknown" else 0
         return Credits(charged, refunded, unknown)
 
     def _of(self, task_id: str | None, map_index: int) -> Iterator[_Entry]:
@@ -153,7 +162,8 @@ class Gallery:
     def _add_results(self, record: Record) -> None:
         """Take in what a task instance returned or recorded."""
         for submission in record.submissions:
-            self._add_submission(record, submission)
+            if not _is_replaced(record, submission):
+                self._add_submission(record, submission)
         if not record.submissions or record.role is not Role.BATCH:
             for image_task in record.image_tasks:
                 self._tell(self._entry(image_task, record), record)
@@ -176,13 +186,12 @@ class Gallery:
         """Take in a submit that has nothing to show, or not yet."""
         failure = self._failure(record) if record.state in _FAILED else None
         if record.submissions:
-            unfinished = [entry for entry in self._by_task[record.task_id] if entry.origin is record]
-            unfinished = [entry for entry in unfinished if not entry.pictures]
+            unfinished = [entry for entry in self._by_origin[id(record)] if not entry.pictures]
             for entry in unfinished:
                 entry.failure = entry.failure or failure
             if unfinished or failure is None:
                 return
-        name = "batch" if record.submissions else ""
+        name = "batch" if record.role is Role.BATCH and record.submissions else ""
         entry = _Entry(record, record.n, record.prompt, None, name, failure=failure)
         self._entries.append(entry)
         self._tell(entry, record)
@@ -236,6 +245,7 @@ class Gallery:
             name = "" if record.role.submits else image_task
             entry = _Entry(record, record.n, record.prompt, image_task, name)
             self._by_image_task[image_task] = entry
+            self._by_origin[id(record)].append(entry)
             self._entries.append(entry)
         return self._by_image_task[image_task]
 
@@ -244,6 +254,13 @@ class Gallery:
             self._by_task[record.task_id].append(entry)
         if len(entry.told_by) < _MAX_TOLD_BY:
             entry.told_by.add((record.task_id, record.map_index))
+
+
+def _is_replaced(record: Record, submission: Submission) -> bool:
+    """Return whether another submission of the same request has its images: a task that ended well names it."""
+    if record.role is Role.SUBMIT and record.image_tasks:
+        return submission.image_task not in record.image_tasks
+    return submission.replaced
 
 
 _MAX_TOLD_BY = 64

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import pytest
 from airflow import __version__ as airflow_version
@@ -33,15 +35,101 @@ def test_who_may_read_the_dag_gets_exactly_the_object(gallery, private_run):
         assert answer.headers["content-security-policy"].startswith("default-src 'none'")
 
 
-@pytest.mark.parametrize(("user", "status"), [("otto", 403), (None, 401)])
-def test_who_may_not_read_the_dag_gets_nothing(gallery, private_run, user, status):
+@pytest.mark.parametrize(("user", "status"), [("admin", 200), ("vera", 200), ("otto", 403), (None, 401)])
+def test_who_may_read_the_dag_gets_its_images_and_nobody_else(gallery, private_run, user, status):
     tile = gallery.tiles(private_run)[0]
-    assert gallery.tiles(private_run, user) == status
-    refused = gallery.picture(private_run, tile, user)
-    assert refused.status_code == status
-    assert b"PNG" not in refused.content
     known = gallery.picture(private_run, tile).headers["etag"]
-    assert gallery.picture(private_run, tile, user, **{"if-none-match": known}).status_code == status
+    tiles = {"run_id": private_run.run_id}
+    picture = tiles | {"image_task": tile["image_task"], "index": 0, **tile["source"]}
+    pick = tiles | {"pick": f"{tile['source']['task_id']}/-1/{tile['image_task']}/0"}
+    with gallery.http(user) as client:
+        got = {
+            "page": client.get("/gptimg/"),
+            "tiles": client.get("/gptimg/dags/gallery_private/tiles", params=tiles),
+            "tiles of a task": client.get("/gptimg/dags/gallery_private/tiles", params=tiles | {"task_id": "mirror"}),
+            "picture": client.get("/gptimg/dags/gallery_private/picture", params=picture),
+            "known picture": client.get(
+                "/gptimg/dags/gallery_private/picture", params=picture, headers={"if-none-match": known}
+            ),
+            "zip": client.get("/gptimg/dags/gallery_private/zip", params=pick),
+            "links": client.get(f"/api/v2{private_run.path}/taskInstances/mirror/links", params={"map_index": -1}),
+        }
+    statuses = {name: answer.status_code for name, answer in got.items()}
+    may_see = dict.fromkeys(got, status) | {"page": 200} | ({"known picture": 304} if status == 200 else {})
+    assert statuses == may_see
+    for name, answer in got.items():
+        if statuses[name] >= 400:
+            assert b"PNG" not in answer.content
+            assert tile["image_task"] not in answer.text
+
+
+def test_who_may_write_xcoms_opens_no_door_by_them(gallery, private_run):
+    """The API server's own role may read what the author of another DAG names, and must not show it."""
+    run = gallery.start("gallery_own")
+    assert run.wait() == "failed"
+    private = gallery.tiles(private_run)[0]
+    bucket, _, key = private["uri"].removeprefix("s3://").partition("/")
+    marks = gallery.s3.head_object(Bucket=bucket, Key=key)["Metadata"]
+    assert marks.pop("gptimg-dag-id") == "gallery_private"
+    gallery.s3.copy_object(
+        Bucket=bucket, Key="unmarked.png", CopySource=f"{bucket}/{key}", Metadata=marks, MetadataDirective="REPLACE"
+    )
+    gallery.s3.put_object(Bucket=bucket, Key="salaries.csv", Body=b"secret")
+    wanted = (
+        private["uri"],
+        f"s3://{bucket}/unmarked.png",
+        f"s3://{bucket}/salaries.csv",
+        "s3://nowhere/a.png",
+        "s3://../x",
+    )
+    texts = {}
+    with gallery.http("otto") as otto:
+        for uri in wanted:
+            set_xcom(run, "mirror", [{"uri": uri, "task_id": private["image_task"], "index": 0}], otto)
+            query = {"run_id": run.run_id, "task_id": "mirror", "image_task": private["image_task"], "index": 0}
+            answers = [
+                otto.get("/gptimg/dags/gallery_own/picture", params=query),
+                otto.get(
+                    "/gptimg/dags/gallery_own/zip",
+                    params={"run_id": run.run_id, "pick": f"mirror/-1/{private['image_task']}/0"},
+                ),
+            ]
+            assert [answer.status_code for answer in answers] == [404, 404]
+            assert len({answer.text for answer in answers}) == 1
+            texts[uri] = answers[0].text
+    assert "mirrored by a release before" in texts.pop(f"s3://{bucket}/unmarked.png")
+    assert len(set(texts.values())) == 1, "no text tells what exists"
+
+
+def test_a_trickling_store_does_not_hold_up_the_api_server(gallery):
+    """What is asserted comes while a hundred pictures hang."""
+    run = gallery.start("gallery_slow")
+    assert run.wait() == "failed"
+    objects = [
+        {"uri": f"s3://images/gallery_slow/hang/{index}.png", "task_id": "t1", "index": index} for index in range(100)
+    ]
+    set_xcom(run, "mirror", objects)
+    leave = Event()
+
+    def look(index: int) -> int:
+        query = {"run_id": run.run_id, "task_id": "mirror", "image_task": "t1", "index": index}
+        with (
+            gallery.http("vera") as client,
+            client.stream("GET", "/gptimg/dags/gallery_slow/picture", params=query) as got,
+        ):
+            leave.wait(60)
+            return int(got.status_code)
+
+    with ThreadPoolExecutor(100) as pool, gallery.http("vera") as client:
+        viewers = [pool.submit(look, index) for index in range(100)]
+        until(lambda: gallery.slow.under_way, 60, "the first picture")
+        for _ in range(10):
+            assert client.get("/api/v2/version").status_code == 200
+            assert client.get("/api/v2/dags").status_code == 200
+        leave.set()
+        assert {viewer.result() for viewer in viewers} <= {200, 503}
+    until(lambda: not gallery.slow.under_way, 60, "the end of all pictures")
+    assert gallery.tiles(run)
 
 
 def test_a_dag_does_not_open_the_door_to_another(gallery, private_run, hosted_run):
@@ -231,3 +319,6 @@ def test_a_batch_under_way_shows_each_request(gallery):
     assert {tile["image_task"]: tile["prompt"] for tile in gallery.tiles(run)} == prompt_of
     reasons = [tile["failure"]["reason"] for tile in gallery.tiles(run) if tile["state"] == "failed"]
     assert "The prompt was refused" in reasons[0]
+    with gallery.http("vera") as client:
+        told = client.get(f"/gptimg/dags/{run.dag_id}/tiles", params={"run_id": run.run_id}).json()
+    assert told["credits"] == {"charged": 6, "refunded": 2, "unknown": 0}

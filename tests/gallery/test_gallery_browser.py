@@ -10,7 +10,8 @@ from urllib.parse import quote, urlsplit
 import httpx
 import pytest
 from gallery_xcoms import HOSTILE, set_xcom
-from playwright.sync_api import expect
+
+expect = pytest.importorskip("playwright.sync_api").expect
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 

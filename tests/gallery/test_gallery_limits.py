@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import time
 import zipfile
 from collections.abc import Iterator
@@ -16,9 +15,10 @@ from typing import Any
 
 import httpx
 import pytest
-from gallery_server import PNG, HostileS3, serve
+from gallery_server import serve
+from hostile_s3 import PNG, HostileS3
 
-from airflow_provider_gptimg.gallery import fetch, sending
+from airflow_provider_gptimg.gallery import fetch, pictures, sending
 from airflow_provider_gptimg.gallery.places import BusyError, Places
 
 pytestmark = pytest.mark.timeout(120)
@@ -33,19 +33,10 @@ def until(condition: Any, what: str) -> None:
 
 @pytest.fixture
 def hostile(monkeypatch: pytest.MonkeyPatch) -> Iterator[HostileS3]:
-    from threading import Thread
-
-    with HostileS3() as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        extra = {"endpoint_url": server.url, "region_name": "us-east-1"}
-        fields = {"conn_type": "aws", "login": "testing", "password": "testing", "extra": extra}
-        monkeypatch.setenv("AIRFLOW_CONN_HOSTILE", json.dumps(fields))
-        from airflow_provider_gptimg.gallery.pictures import _s3
-
-        _s3.cache_clear()
+    with HostileS3.running() as server:
+        monkeypatch.setenv("AIRFLOW_CONN_HOSTILE", server.connection_json)
+        pictures._s3.cache_clear()
         yield server
-        server.stopped.set()
-        server.shutdown()
 
 
 @pytest.fixture

@@ -118,6 +118,14 @@ async def test_the_bytes_decide_the_type(s3):
     assert body == PNG
 
 
+async def test_no_log_holds_the_signature_of_an_address(s3, caplog):
+    picture = put(s3, PNG)
+    caplog.set_level("INFO")
+    await open_picture(record(), picture)
+    told = [entry.getMessage() for entry in caplog.records if entry.name != "werkzeug"]  # which is the store
+    assert not [line for line in told if "X-Amz" in line]
+
+
 @pytest.mark.parametrize(
     "body",
     [

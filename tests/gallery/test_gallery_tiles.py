@@ -263,6 +263,15 @@ def test_odd_xcoms_give_no_picture(result):
     assert all(tile["state"] != "ready" for tile in make_tiles([odd]))
 
 
+def test_a_type_that_is_no_text_does_not_count():
+    images = [{"url": "https://file.gptimg.co/a.png", "content_type": ["image/png"]}]
+    hosted = wait(result={"task_id": "t1", "status": "completed", "images": images})
+    stored = mirror(result=[mirrored() | {"content_type": ["image/png"], "size": True, "sha256": {}, "pixels": [1]}])
+    for record in (hosted, stored):
+        (tile,) = make_tiles([record])
+        assert (tile["state"], tile["content_type"], tile["size"], tile["pixels"]) == ("ready", None, None, None)
+
+
 def test_only_what_is_named_is_found():
     named = mirror(result=[mirrored("t1", 0)])
     assert named.find("t1", 0) == Picture("t1", 0, None, "bucket", "t1/0.png", 10, "image/png", "ab")

@@ -50,6 +50,17 @@ with DAG(
         task_id="batch", requests="{{ params.prompts }}", s3_bucket=BUCKET, max_in_flight=2, deferrable=True
     )
 
+# Whose transfer mirrors nothing, and for which somebody writes an XCom.
+for name, connection in (("gallery_own", "gallery_s3"), ("gallery_slow", "gallery_slow_s3")):
+    with DAG(name, schedule=None):
+        GptImgToS3Operator(
+            task_id="mirror",
+            gptimg_task_id="gpt-image-2-unknown",
+            timeout=0.1,
+            s3_bucket=BUCKET,
+            aws_conn_id=connection,
+        )
+
 with DAG("gallery_empty", schedule=None):
     pass
 
