@@ -56,7 +56,7 @@ def test_the_manifest():
 
 
 def test_the_summary_of_a_batch():
-    report = Report([], [], [], [], [], stopped=None, on_unknown="fail", try_number=1)
+    report = Report([], [], [], [], None, on_unknown="fail", try_number=1, charged=0, way_to_drop="")
     assert set(documented("docs/classes/batch.md", "The summary")) == set(report.summary(None))
 
 

@@ -9,10 +9,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_gptimg.api.requests import ImageRequest
-from airflow_provider_gptimg.batch.ledger import Ledger, Standing
-from airflow_provider_gptimg.batch.requests import BatchRequest
-from airflow_provider_gptimg.exceptions import GptImgSubmissionUnknownError
-from airflow_provider_gptimg.submission import Decision, SubmissionRecord, decide
+from airflow_provider_gptimg.journal.entries import Decision, decide, read_first_release
 from airflow_provider_gptimg.waiting import read_event, read_task_ids
 
 REQUEST = ImageRequest.check(
@@ -27,65 +24,27 @@ RECORD = json.loads(
     f'{{"version": 1, "fingerprint": "{FINGERPRINT}", "credits": 4, "submitted_at": 1776816723.5, "max_tries": 2, '
     '"task_id": "gpt-image-2-x", "delivered_max_tries": null}'
 )
-PAGE = json.loads(
-    f'[{{"fingerprint": "{FINGERPRINT}", "occurrence": 0, "version": 1, "credits": 4, "submitted_at": 1776816723.5, '
-    '"max_tries": 2, "task_id": "gpt-image-2-x", "submitted_by": 1, "mirrored": {"created_at": null, "updated_at": '
-    'null, "objects": [{"bucket": "b", "key": "k", "content_type": "image/png", "size": 1, "sha256": "0", "pixels": '
-    '[1, 1], "source_url": "https://gptimg.co/a.png", "skipped": false}]}}, '
-    f'{{"fingerprint": "{FINGERPRINT}", "occurrence": 1, "version": 1, "credits": 4, "submitted_at": 1776816723.5, '
-    '"max_tries": 2, "task_id": "gpt-image-2-y", "submitted_by": 1}, '
-    f'{{"fingerprint": "{FINGERPRINT}", "occurrence": 2, "version": 1, "credits": 4, "submitted_at": 1776816723.5, '
-    '"max_tries": 2, "submitted_by": 1}]'
-)
-
-
-class Store(dict[str, Any]):
-    """A task instance's state, as a release left it."""
-
-
-def context(store: Store) -> Any:
-    return {"task_state_store": store}
 
 
 def test_a_requests_fingerprint_stays():
     assert REQUEST.fingerprint("gptimg_default") == FINGERPRINT
 
 
+def decision(record: Any) -> Decision:
+    return decide([read_first_release(record)], FINGERPRINT, 2, "fail").decision
+
+
 def test_a_record_is_taken_up():
-    record = SubmissionRecord.from_json(RECORD)
-    assert decide(record, REQUEST.fingerprint("gptimg_default"), 2, "fail") is Decision.TAKE_UP
-    assert record.to_json() == RECORD
+    assert decision(RECORD) is Decision.TAKE_UP
 
 
 def test_a_record_with_fields_of_a_later_release_is_taken_up():
-    record = SubmissionRecord.from_json({**RECORD, "version": 2, "colour": "blue"})
-    assert decide(record, FINGERPRINT, 2, "fail") is Decision.TAKE_UP
+    assert decision({**RECORD, "version": 2, "colour": "blue"}) is Decision.TAKE_UP
 
 
 @pytest.mark.parametrize("value", [None, [], "text", {"version": 2}, {**RECORD, "fingerprint": 7}])
 def test_a_record_that_cannot_be_read_pays_nothing(value):
-    assert decide(SubmissionRecord.from_json(value), FINGERPRINT, 2, "fail") is Decision.STOP
-
-
-def test_the_records_of_a_batch_are_read():
-    store = Store(gptimg_batch={"version": 1, "pages": 1}, gptimg_batch_0=PAGE)
-    ledger = Ledger(context(store), "gptimg_default")
-    entries = ledger.enter([BatchRequest(f"requests[{index}]", REQUEST) for index in range(4)])
-    standings = [entry.standing(2, 2, "fail") for entry in entries]
-    assert standings == [Standing.MIRRORED, Standing.IN_FLIGHT, Standing.UNKNOWN, Standing.PENDING]
-    assert [entry.to_json() for entry in entries[:3]] == [record | {"prompt": "A lighthouse"} for record in PAGE]
-
-
-@pytest.mark.parametrize(
-    "store",
-    [
-        Store(gptimg_batch={"version": 2, "chapters": 1}),
-        Store(gptimg_batch={"version": 1, "pages": 1}, gptimg_batch_0={"entries": []}),
-    ],
-)
-def test_records_of_a_batch_that_cannot_be_read_submit_nothing(store):
-    with pytest.raises(GptImgSubmissionUnknownError):
-        Ledger(context(store), "gptimg_default")
+    assert decision(value) is Decision.STOP
 
 
 @pytest.mark.parametrize("event", [None, "success", {}, {"status": "completed", "task": {"id": 1}}, ["finished"]])
