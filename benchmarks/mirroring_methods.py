@@ -28,9 +28,9 @@ from airflow.providers.common.compat.lineage.hook import get_hook_lineage_collec
 
 from airflow_provider_gptimg import waiting  # noqa: F401
 from airflow_provider_gptimg.hooks import gptimg as hook  # noqa: F401
-from airflow_provider_gptimg.mirroring import destination, lineage, manifest, mirror, store  # noqa: F401
+from airflow_provider_gptimg.mirroring import assembly, lineage  # noqa: F401
 from airflow_provider_gptimg.transfers.gptimg_to_s3 import GptImgToS3Operator
-from benchmarks.mirroring_servers import BUCKET, s3_client
+from benchmarks.mirroring_servers import BUCKET, images_of, s3_client
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ def gptimg(job: Job) -> None:
     """Mirror finished tasks of four images each, as the wait before the transfer hands them on."""
     tasks = [
         {
-            "task_id": f"task-{first}",
+            "task_id": f"task-{job.size}-{first}",
             "status": "completed",
-            "images": [{"url": url, "content_type": "image/png"} for url in job.urls[first : first + 4]],
+            "images": images_of(job.images_url, job.size, first),
         }
         for first in range(0, job.count, 4)
     ]

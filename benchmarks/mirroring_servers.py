@@ -35,6 +35,11 @@ def image(size: int) -> bytes:
     return b"".join((_SIGNATURE, _IHDR, length.to_bytes(4, "big"), b"IDAT", bytes(length), bytes(4), _IEND))
 
 
+def images_of(host: str, size: int | str, first: int) -> list[dict[str, str]]:
+    """Return the images of a task as the API tells of them."""
+    return [{"url": f"{host}/{size}/{first + n}.png", "content_type": "image/png"} for n in range(4)]
+
+
 @dataclass
 class Request:
     method: str
@@ -99,7 +104,7 @@ def _parse(head: bytes) -> Request:
 
 
 class ImageHost:
-    """`GET /<bytes>/<whatever>.png` is an image of so many bytes."""
+    """`GET /<bytes>/<number>.png` is an image of so many bytes; `task-<bytes>-<number>` is a task of four of them."""
 
     def __init__(self, latency: float) -> None:
         self._latency = latency
@@ -108,6 +113,8 @@ class ImageHost:
         self.sent = 0
 
     def answer(self, request: Request) -> Answer:
+        if request.path.startswith("/api/"):
+            return self._task(request)
         size = int(request.path.split("/")[1])
         with self._lock:
             if size not in self._images:
@@ -115,6 +122,17 @@ class ImageHost:
             self.sent += size
         time.sleep(self._latency)
         return "200 OK", {"Content-Type": "image/png"}, self._images[size]
+
+    def _task(self, request: Request) -> Answer:
+        time.sleep(self._latency)
+        task_id = request.path.rpartition("/")[2]
+        _, size, first = task_id.split("-")
+        data = {
+            "task_id": task_id,
+            "status": "completed",
+            "images": images_of(f"http://{request.headers['host']}", size, int(first)),
+        }
+        return "200 OK", {"Content-Type": "application/json"}, json.dumps({"success": True, "data": data}).encode()
 
 
 @dataclass
