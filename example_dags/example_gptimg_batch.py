@@ -18,7 +18,7 @@ with DAG(
     # [START howto_decorator_gptimg_batch]
     @task.gptimg_batch(
         s3_key="s3://{{ params.bucket }}/catalogue/{task_id}-{index}{ext}",
-        manifest_key="catalogue/{{ run_id }}.jsonl",
+        manifest_key="catalogue/{{ run_id | replace(':', '') }}.jsonl",
         max_in_flight=8,
         max_credits=50,  # More would be refused before anything is sent.
         deferrable=True,

@@ -40,7 +40,7 @@ with DAG(
                 deferrable=True,  # It waits for what is not finished.
                 s3_bucket="{{ params.bucket }}",
                 s3_key="campaigns/" + campaign + "/{{ dag_run.run_after | ds }}/{task_id}-{index}{ext}",
-                manifest_key="campaigns/" + campaign + "/manifests/{{ run_id }}.jsonl",
+                manifest_key="campaigns/" + campaign + "/manifests/{{ run_id | replace(':', '') }}.jsonl",
                 outlets=[PICTURES[campaign]],
             )
             # [END howto_transfer_gptimg_to_s3_asset]

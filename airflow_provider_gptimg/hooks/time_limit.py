@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -30,15 +31,27 @@ class TimeLimit:
         """Whether only the CONNECT to a proxy went out: then the call itself was not sent."""
         self._seconds = seconds
         self._stream: Any = None
-        self._timer = threading.Timer(seconds, self._end)
-        self._timer.daemon = True
+        self._started = 0.0
+        self._timer: threading.Timer | None = None
 
     def __enter__(self) -> TimeLimit:
-        self._timer.start()
+        self._started = time.monotonic()
+        self._wait(self._seconds)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._timer.cancel()
+        timer, self._timer = self._timer, None
+        if timer:
+            timer.cancel()
+
+    def _wait(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def allow(self, seconds: float) -> None:
+        """Let the call take so many seconds from its start, rather than those that it was begun with."""
+        self._seconds = seconds
 
     def trace(self, event: str, info: dict[str, Any]) -> None:
         """Take the connection that the call uses, once it is made; httpx calls this as its `trace` extension.
@@ -65,6 +78,11 @@ class TimeLimit:
         self._stream = stream
 
     def _end(self) -> None:
+        if self._timer is None:
+            return
+        if (left := self._started + self._seconds - time.monotonic()) > 0:
+            self._wait(left)
+            return
         self.is_over = True
         if self._stream is not None:
             with suppress(OSError):  # it is closed already

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -89,26 +88,23 @@ class Downloader:
     def download(self, url: str, file: IO[bytes], name: str) -> Download:
         """Write the image at `url` into `file`.
 
-        It ends within the connection's `timeout` for the head of the answer, and that and the time that
-        `max_image_bytes` take at 16 KiB a second for all of it, whatever trickles in between.
+        Once the connection's `timeout` has passed, it ends as soon as fewer than 16 KiB a second have come on average,
+        whatever else trickles in.
 
         :param name: Stands for the image in errors.
         :raises TransientError: It did not come, or not all of it.
         :raises GoneError: It is not there any more, or not yet.
         :raises GptImgMediaError: It is not an image, or too large.
         """
-        started = time.monotonic()
-        whole = TimeLimit(self._settings.call_timeout + self._max_image_bytes / _SLOWEST)
-        head = TimeLimit(self._settings.call_timeout)
-        try:
-            with self._lane(url) as lane, whole, self._open(lane, url, head) as answer:
-                whole.take(lane.stream)
-                self._check_answer(answer, name)
-                return self._receive(answer, file, name, started)
-        except (httpx.RequestError, OSError) as error:
-            if head.is_over or whole.is_over:
-                raise TransientError(f"it took longer than {time.monotonic() - started:.0f} s") from error
-            raise TransientError(f"{type(error).__name__}: {error}") from error
+        with TimeLimit(self._settings.call_timeout) as limit:
+            try:
+                with self._lane(url) as lane, self._open(lane, url, limit) as answer:
+                    self._check_answer(answer, name)
+                    return self._receive(answer, file, name, limit)
+            except (httpx.RequestError, OSError) as error:
+                if limit.is_over:
+                    raise TransientError("it came too slowly") from error
+                raise TransientError(f"{type(error).__name__}: {error}") from error
 
     @contextmanager
     def _lane(self, url: str) -> Iterator[_Lane]:
@@ -125,17 +121,17 @@ class Downloader:
     @contextmanager
     def _open(self, lane: _Lane, url: str, limit: TimeLimit) -> Iterator[httpx.Response]:
         """Yield the answer as soon as its head is there."""
-        with limit:
-            limit.take(lane.stream)  # httpx does not tell when it uses a connection that it has kept
-            request = lane.client.build_request(
-                "GET",
-                url,
-                headers={"accept": "image/*", "accept-encoding": "identity"},
-                extensions={"trace": limit.trace},
-            )
-            answer = lane.client.send(request, stream=True)
+        limit.take(lane.stream)  # httpx does not tell when it uses a connection that it has kept
+        request = lane.client.build_request(
+            "GET",
+            url,
+            headers={"accept": "image/*", "accept-encoding": "identity"},
+            extensions={"trace": limit.trace},
+        )
+        answer = lane.client.send(request, stream=True)
         try:
             lane.stream = answer.extensions["network_stream"]
+            limit.take(lane.stream)
             yield answer
         finally:
             answer.close()
@@ -159,12 +155,12 @@ class Downloader:
             "raise it if that is right"
         )
 
-    def _receive(self, answer: httpx.Response, file: IO[bytes], name: str, started: float) -> Download:
+    def _receive(self, answer: httpx.Response, file: IO[bytes], name: str, limit: TimeLimit) -> Download:
         digest = hashlib.sha256()
         size, start = 0, b""
         reader: ImageReader | None = None
         image_format: ImageFormat | None = None
-        for piece in self._pieces(answer, name, started):
+        for piece in self._pieces(answer, name, limit):
             size += len(piece)
             digest.update(piece)
             file.write(piece)
@@ -186,7 +182,7 @@ class Downloader:
             raise TransientError(f"it is cut: {size} bytes came, and its end was not among them")
         return Download(size, digest.digest(), image_format, reader.pixels)
 
-    def _pieces(self, answer: httpx.Response, name: str, started: float) -> Iterator[bytes]:
+    def _pieces(self, answer: httpx.Response, name: str, limit: TimeLimit) -> Iterator[bytes]:
         """Yield the decoded body, counted before it is held."""
         size = 0
         try:
@@ -195,9 +191,7 @@ class Downloader:
                 for piece in body.feed(chunk):
                     size += len(piece)
                     yield piece
-                taken = time.monotonic() - started
-                if size < (taken - self._settings.call_timeout) * _SLOWEST:
-                    raise TransientError(f"it sent {size} bytes in {taken:.0f} s")
+                limit.allow(self._settings.call_timeout + size / _SLOWEST)
         except BodyTooLargeError:
             raise self._too_large(name, self._max_image_bytes + 1) from None
         except BodyError as error:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a mirror tells those who come after it: asset events, hook-level lineage, OpenLineage datasets."""
+"""Asset events, hook lineage and OpenLineage datasets for mirrored images."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["describe_outlets", "openlineage_datasets", "report_to_collector"]
 
 _MOST_URIS_BESIDE_MANIFEST = 100
+_LONGEST_URI = 1500
+"""Characters of an asset's URI that Airflow's database takes."""
 
 
 def describe_outlets(
@@ -51,9 +54,17 @@ def describe_outlets(
         except TypeError:  # some other kind of outlet, which has no events
             continue
         if isinstance(outlet, AssetAlias):
-            event.add(Asset(f"s3://{pattern.bucket}/{quote(pattern.folder)}"), extra=extra)
+            event.add(Asset(_folder_uri(pattern)), extra=extra)
         else:
             event.extra.update(extra)
+
+
+def _folder_uri(pattern: KeyPattern) -> str:
+    """Return the URI of the folder into which a pattern writes, or of the nearest one above it that is short enough."""
+    folder = pattern.folder
+    while len(uri := f"s3://{pattern.bucket}/{quote(folder)}") > _LONGEST_URI:
+        folder = folder.rpartition("/")[0]
+    return uri
 
 
 def report_to_collector(hook: Any, objects: Iterable[MirroredObject]) -> None:
@@ -64,9 +75,13 @@ def report_to_collector(hook: Any, objects: Iterable[MirroredObject]) -> None:
     collector = get_hook_lineage_collector()
     for mirrored in objects:
         collector.add_input_asset(context=hook, uri=clean_url(mirrored.source_url))
-        collector.add_output_asset(
-            context=hook, scheme="s3", asset_kwargs={"bucket": mirrored.bucket, "key": mirrored.key}
-        )
+        key = _UNSAFE.sub(lambda found: quote(found[0]), mirrored.key)
+        if len(f"s3://{mirrored.bucket}/{key}") <= _LONGEST_URI:
+            collector.add_output_asset(context=hook, scheme="s3", asset_kwargs={"bucket": mirrored.bucket, "key": key})
+
+
+# Airflow takes ASCII only, and cuts a URI at its query and its fragment.
+_UNSAFE = re.compile(r"[?#%]|[^\x00-\x7f]+")
 
 
 def openlineage_datasets(pattern: KeyPattern | None, objects: Sequence[MirroredObject]) -> OperatorLineage:

@@ -53,7 +53,8 @@ class GptImgToS3Operator(WaitMixin, BaseOperator):
     :param concurrency: Images under way at a time. Each needs 1 MiB of memory, and its size on disk.
     :param extra_args: Further arguments of S3's PutObject, e.g. `{"StorageClass": "STANDARD_IA"}` (templated).
     :param manifest_key: Key of a JSON Lines object that lists the run's images, or an `s3://` URI, e.g.
-        `gptimg/manifests/{{ run_id }}.jsonl`; None: no manifest (templated).
+        `gptimg/manifests/{{ run_id | replace(':', '') }}.jsonl`, since readers built on Hadoop refuse colons; None: no
+        manifest (templated).
     :param gptimg_conn_id: Id of the connection (templated).
     :param deferrable: Wait in the triggerer instead of on a worker; if not given, as Airflow's
         `[operators] default_deferrable` says.

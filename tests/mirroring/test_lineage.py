@@ -9,12 +9,18 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from airflow.sdk.execution_time.context import OutletEventAccessors
+from airflow.sdk.lineage import HookLineageCollector
 from mirroring_images import picture
 
 from airflow_provider_gptimg.airflow_compat import Asset
+from airflow_provider_gptimg.mirroring import lineage
+from airflow_provider_gptimg.mirroring.destination import KeyPattern
+from airflow_provider_gptimg.mirroring.lineage import describe_outlets
+from airflow_provider_gptimg.mirroring.objects import MirroredObject
 
 DAG_FILE = Path(__file__).with_name("lineage_dag.py")
 
@@ -102,3 +108,33 @@ def test_asset_event_of_many_objects_leaves_them_to_the_manifest_only(emulator, 
     uris = {"uris": [mirrored["uri"] for mirrored in objects]}
     manifest = {"manifest": "s3://images/run.jsonl"} if manifest_key else {}
     assert events[posters].extra == {"images": number} | manifest | ({} if manifest and number > 100 else uris)
+
+
+@pytest.mark.parametrize(
+    ("folder", "uri"),
+    [
+        ("short/été", "s3://images/short/%C3%A9t%C3%A9"),
+        ("画像" * 90 + "/最終", "s3://images"),
+        ("a/" + "画" * 185, "s3://images/a"),
+        ("a/b/" + "/".join(["画" * 40] * 4), "s3://images/a/b/" + "/".join(["%E7%94%BB" * 40] * 4)),
+    ],
+    ids=["short", "long", "long below a short one", "many"],
+)
+def test_an_alias_stands_for_the_nearest_folder_whose_uri_airflow_takes(folder, uri):
+    from airflow.sdk import AssetAlias
+
+    pattern = KeyPattern(f"{folder}/{{task_id}}{{ext}}", "images")
+    alias, events = AssetAlias("run"), OutletEventAccessors()
+    describe_outlets(events, [alias], pattern, [], None)
+    (event,) = events[alias].asset_alias_events
+    assert event.dest_asset_key.uri.rstrip("/") == uri.rstrip("/")
+
+
+@pytest.mark.parametrize("key", ["what?/0.png", "a#b/0.png", "100%/0.png", "été/0.png", "summer time/0.png"])
+def test_hook_lineage_has_the_whole_key(key, monkeypatch):
+    collector = HookLineageCollector()
+    monkeypatch.setattr(lineage, "get_hook_lineage_collector", lambda: collector)
+    mirrored = MirroredObject("images", key, "t", 0, "https://gptimg.co/0.png", "image/png", 1, "00", "", skipped=False)
+    lineage.report_to_collector(object(), [mirrored])
+    (output,) = collector.collected_assets.outputs
+    assert unquote(output.asset.uri) == f"s3://images/{key}"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -133,16 +134,18 @@ def test_what_is_no_key_is_refused_before_anything_else(emulator, s3, mirror, ke
 
 
 def test_duckdb_reads_it(emulator, s3, mirror, tmp_path):
-    """The query of the documentation, on a local copy."""
-    mirror([emulator.add_task(n=2), emulator.add_task()], context_of(), manifest_key="gptimg/manifests/a.jsonl")
-    mirror(emulator.add_task(), context_of("tuesday"), manifest_key="gptimg/manifests/b.jsonl")
+    """The query of the documentation, on a local copy; the API may write times with and without fractions, or none."""
+    times = [1_776_816_723.5, 1_776_816_723.0]
+    task_ids = [emulator.add_task(n=2, created_at=times[0]), emulator.add_task(created_at=times[1])]
+    mirror(task_ids, context_of(), manifest_key="manifests/a.jsonl")
+    mirror(emulator.add_task(created_at=times[1]), context_of("tuesday"), manifest_key="manifests/b.jsonl")
     for name in ("a.jsonl", "b.jsonl"):
-        s3.download_file("images", f"gptimg/manifests/{name}", str(tmp_path / name))
-    query = """
-        SELECT date_trunc('day', created_at) AS day, count(*) AS images, sum(credits) AS credits,
-               round(sum(size) / 1e6, 1) AS megabytes
-        FROM read_json('s3://images/gptimg/manifests/*.jsonl')
-        GROUP BY day ORDER BY day
-    """
-    found = duckdb.sql(query.replace("s3://images/gptimg/manifests", str(tmp_path))).fetchall()
-    assert [row[1:3] for row in found] == [(4, 8)]
+        s3.download_file("images", f"manifests/{name}", str(tmp_path / name))
+    first, *others = (tmp_path / "a.jsonl").read_text().splitlines()
+    without = [json.dumps(json.loads(first) | {"created_at": time}) for time in (None, "2026-04-22T00:12:03Z", "soon")]
+    (tmp_path / "a.jsonl").write_text("\n".join([first, *others, *without]))
+    (tmp_path / "c.jsonl").write_text(without[0])
+    readme = Path(__file__).parents[2].joinpath("README.md").read_text()
+    query = readme[readme.index("SELECT date_trunc") :].partition("```")[0]
+    found = duckdb.sql(query.replace("s3://my-images/manifests", str(tmp_path))).fetchall()
+    assert sorted((row[1], row[2]) for row in found) == [(3, 6), (5, 10)]
