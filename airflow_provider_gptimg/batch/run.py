@@ -357,6 +357,13 @@ class Batch:
                 continue
             if isinstance(outcome, ImageTask):
                 self._completed.append((entry, outcome))
+                if len(outcome.images) < entry.request.n:
+                    self._log.warning(
+                        "%s: the API made %d of the %d images that were paid for",
+                        entry.name,
+                        len(outcome.images),
+                        entry.request.n,
+                    )
             elif isinstance(outcome, GptImgTaskFailedError) and _attempt_of(entry) < self._ledger.try_number:
                 self._log.info("%s: %s", entry.name, outcome)
                 self._ledger.refund(entry)
