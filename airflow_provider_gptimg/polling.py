@@ -170,7 +170,7 @@ class Wait:
     _first_seen: dict[str, float] = field(default_factory=dict)
     _unseen_since: dict[str, float] = field(default_factory=dict)
     _last_status: dict[str, str] = field(default_factory=dict)
-    _last_error: dict[str, GptImgError] = field(default_factory=dict)
+    _last_error: dict[str, str] = field(default_factory=dict)
 
     def add(self, task_ids: Iterable[str], at: float, spread: float = 0.0) -> None:
         """Plan the first poll of each task at `at`, in Unix seconds, spread at random over `spread` seconds."""
@@ -248,7 +248,7 @@ class Wait:
         if isinstance(outcome, GptImgTaskNotFoundError):
             self._unseen_since.setdefault(task_id, now)
         if isinstance(outcome, GptImgError):
-            self._last_error[task_id] = outcome
+            self._last_error[task_id] = str(outcome)  # the error itself would hold on to its frames
             return
         self._unseen_since.pop(task_id, None)
         self._last_status[task_id] = outcome.status

@@ -54,8 +54,8 @@ class GptImgTaskTrigger(BaseTrigger):
         self,
         gptimg_task_id: str | list[str],
         gptimg_conn_id: str = "gptimg_default",
-        poll_interval: float | None = None,
-        first_poll_after: float | None = None,
+        poll_interval: float | timedelta | None = None,
+        first_poll_after: float | timedelta | None = None,
         deadline: float | None = None,
         timeout: float | timedelta | None = None,
         submitted_at: float | None = None,
@@ -66,8 +66,8 @@ class GptImgTaskTrigger(BaseTrigger):
         super().__init__()
         self.gptimg_task_id = gptimg_task_id
         self.gptimg_conn_id = gptimg_conn_id
-        self.poll_interval = poll_interval
-        self.first_poll_after = first_poll_after
+        self.poll_interval = _seconds(poll_interval)
+        self.first_poll_after = _seconds(first_poll_after)
         self.deadline = deadline
         self.timeout: float | None = None if timeout is None else check_timeout(timeout)
         self.submitted_at = submitted_at
@@ -265,3 +265,8 @@ class GptImgTaskTrigger(BaseTrigger):
                 run_id=ti.run_id,
                 map_index=ti.map_index,
             )
+
+
+def _seconds(duration: float | timedelta | None) -> float | None:
+    # JSON, which a trigger's arguments become, has no timedelta.
+    return duration.total_seconds() if isinstance(duration, timedelta) else duration

@@ -8,6 +8,7 @@ import gc
 import itertools
 import json
 import time
+from datetime import timedelta
 
 import pytest
 from attempts import fire, rebuilt
@@ -66,6 +67,30 @@ class TestSerialization:
             '"first_poll_at": 1799999439.0, "end_from_trigger": false}'
         )
         assert GptImgTaskTrigger(**frozen).serialize()[1] == frozen
+
+    @pytest.mark.parametrize(
+        "frozen",
+        [
+            '{"gptimg_task_id": ["gpt-image-2-x", "gpt-image-2-y"], "gptimg_conn_id": "gptimg_default", '
+            '"poll_interval": 7.0, "first_poll_after": 0.0, "deadline": 1800000000.5, "timeout": null, '
+            '"submitted_at": null, "first_poll_at": [1799999439.0, 1799999440.5], "end_from_trigger": false, '
+            '"wake_after": 1}',
+            '{"gptimg_task_id": "gpt-image-2-x", "gptimg_conn_id": "gptimg_default", "poll_interval": null, '
+            '"first_poll_after": null, "deadline": null, "timeout": 600.0, "submitted_at": null, '
+            '"first_poll_at": null, "end_from_trigger": true}',
+        ],
+        ids=["of a batch", "started in the triggerer"],
+    )
+    def test_arguments_of_release_1_0_still_make_one(self, frozen):
+        """Frozen as well."""
+        assert GptImgTaskTrigger(**json.loads(frozen)).serialize()[1] == json.loads(frozen)
+
+    def test_a_timedelta_becomes_seconds(self):
+        trigger = GptImgTaskTrigger(
+            "id", timeout=timedelta(minutes=1), poll_interval=timedelta(seconds=6), first_poll_after=timedelta(0)
+        )
+        arguments = rebuilt(trigger).serialize()[1]
+        assert [arguments[name] for name in ("timeout", "poll_interval", "first_poll_after")] == [60, 6, 0]
 
     def test_holds_no_key(self, emulator, instance):
         assert emulator.api_key not in repr(GptImgTaskTrigger(**self.FULL).serialize())
