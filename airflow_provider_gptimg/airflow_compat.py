@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         AirflowFailException as AirflowFailException,
         AirflowNotFoundException as AirflowNotFoundException,
         AirflowRescheduleException as AirflowRescheduleException,
+        AirflowSensorTimeout as AirflowSensorTimeout,
         AirflowSkipException as AirflowSkipException,
         AirflowTaskTimeout as AirflowTaskTimeout,
     )
@@ -69,6 +70,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "AirflowNotFoundException": _EXCEPTIONS,
     "AirflowPlugin": ("airflow.sdk.plugins_manager", "airflow.plugins_manager"),
     "AirflowRescheduleException": _EXCEPTIONS,
+    "AirflowSensorTimeout": _EXCEPTIONS,
     "AirflowSkipException": _EXCEPTIONS,
     "AirflowTaskTimeout": _EXCEPTIONS,
     "Asset": ("airflow.sdk", "airflow.datasets:Dataset"),

@@ -30,8 +30,8 @@ class WaitMixin:
 
     gptimg_conn_id: str
     deferrable: bool
-    poll_interval: float | None
-    first_poll_after: float | None
+    poll_interval: float | timedelta | None
+    first_poll_after: float | timedelta | None
     timeout: Any
     execution_timeout: timedelta | None
     operator_extra_links: Any
@@ -129,8 +129,8 @@ class TaskWait:
         hook: GptImgHook,
         gptimg_task_id: Any,
         *,
-        poll_interval: float | None,
-        first_poll_after: float | None,
+        poll_interval: float | timedelta | None,
+        first_poll_after: float | timedelta | None,
         timeout: float | timedelta,
         submitted_at: float | None = None,
         deadline: float | None = None,

@@ -30,6 +30,7 @@ FIRST_PLACE_SINCE = {
         "AirflowNotFoundException",
         "AirflowPlugin",
         "AirflowRescheduleException",
+        "AirflowSensorTimeout",
         "AirflowSkipException",
         "AirflowTaskTimeout",
         "DagBag",

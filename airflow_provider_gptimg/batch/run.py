@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
@@ -67,8 +68,8 @@ class Limits:
     on_unknown: str
     timeout: float
     aws_conn_id: str | None
-    poll_interval: float | None = None
-    first_poll_after: float | None = None
+    poll_interval: float | timedelta | None = None
+    first_poll_after: float | timedelta | None = None
     ends_at: float | None = None
 
 

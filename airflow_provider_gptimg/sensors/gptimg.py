@@ -13,6 +13,7 @@ from airflow_provider_gptimg.airflow_compat import (
     HAS_TASK_STATE_STORE,
     AirflowFailException,
     AirflowRescheduleException,
+    AirflowSensorTimeout,
     AirflowSkipException,
     AirflowTaskTimeout,
     BaseSensorOperator,
@@ -73,7 +74,7 @@ class GptImgTaskSensor(WaitMixin, BaseSensorOperator):
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         poll_interval: float | timedelta | None = None,
         poke_interval: float | timedelta | None = None,
-        first_poll_after: float | None = None,
+        first_poll_after: float | timedelta | None = None,
         timeout: float | timedelta = DEFAULT_TIMEOUT,
         start_from_trigger: bool = False,
         end_from_trigger: bool = False,
@@ -148,6 +149,19 @@ class GptImgTaskSensor(WaitMixin, BaseSensorOperator):
         """
         with self._verdict():
             return self._sense(context, event, deadline)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Call `next_method` after a deferral.
+
+        :raises GptImgTimeoutError: `execution_timeout` was up in the triggerer. Other sensors then have no retry left.
+        """
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except AirflowSensorTimeout as error:
+            raise GptImgTimeoutError(
+                f"Time was up after execution_timeout={self.execution_timeout}. The image tasks continue and are paid "
+                "for; another attempt waits for the same ones"
+            ) from error
 
     def poke(self, context: Context) -> PokeReturnValue | bool:
         """Poll once, and return whether the tasks are finished, with their dicts.

@@ -140,6 +140,18 @@ class TestExecutionTimeout:
         )
         assert started.start_trigger_args.timeout == timedelta(seconds=60)
 
+    def test_in_the_triggerer_leaves_the_retries(self, instance):
+        """Airflow fails the trigger then, and a sensor of its own would not be retried: but this one is paid for."""
+        operator = GptImgTaskSensor(task_id="wait", gptimg_task_id="id", deferrable=True)
+        with may_be_retried(GptImgTimeoutError):
+            operator.resume_execution("__fail__", {"error": "Trigger timeout"}, instance.context)
+
+    @pytest.mark.parametrize("how", ["soft_fail", "never_fail"])
+    def test_in_the_triggerer_skips_with(self, instance, how):
+        operator = GptImgTaskSensor(task_id="wait", gptimg_task_id="id", deferrable=True, **{how: True})
+        with pytest.raises(AirflowSkipException):
+            operator.resume_execution("__fail__", {"error": "Trigger timeout"}, instance.context)
+
 
 class TestTimeout:
     def test_may_be_a_timedelta(self, instance, unfinished):
