@@ -219,7 +219,13 @@ class Submission:
         # Logged first: if the next line fails, this one tells a person what was paid for.
         self._log.info("Submitted image task %s: %d credits", task.task_id, request.credits)
         self._standing = f"image task {task.task_id} is paid for ({request.credits} credits)"
-        attempt.settle(submission, task_id=task.task_id)
+        try:
+            attempt.settle(submission, task_id=task.task_id)
+        except BaseException as end:
+            # Once more: it is paid for. Airflow 2 may have ended the task in the midst of the first try.
+            attempt.settle(submission, task_id=task.task_id)
+            if not isinstance(end, Exception):
+                raise
         count("submissions", outcome="accepted")
         count("credits", request.credits, outcome="charged")
         return Accepted(task, submission.at, charged=request.credits, name=submission.name, images=request.n)

@@ -25,7 +25,7 @@ class GptImgSubmitOperator(BaseOperator):
     """Submit a request for images, and return the `task_id` of its image task at once.
 
     A submit costs 2 credits an image and is paid for once: a retry, or a clear after a failure, takes up the image
-    task that an earlier attempt submitted (Airflow 3.3 and newer). Clearing a success means "make new ones".
+    task that an earlier attempt submitted. Clearing a success means "make new ones".
 
     :param prompt: What the images should show (templated).
     :param aspect_ratio: `W:H`, e.g. `16:9`; None leaves it to the API (templated).

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -396,6 +397,21 @@ class TestSubmission:
         first = Attempt.of(context(), LOG)
         first.settle(first.read()[0], task_id=emulator.tasks[0].task_id)
         assert self.obtain(context, hook, 2).task.task_id == emulator.tasks[0].task_id
+
+    @pytest.mark.parametrize("end", [OSError, KeyboardInterrupt])
+    def test_the_outcome_is_written_again_where_that_fails(self, context, hook, emulator, monkeypatch, end):
+        """Such as by a SIGTERM on Airflow 2, which raises in the midst of it."""
+        settle, ends = Attempt.settle, [end]
+
+        def fail_once(self, *given, **more):
+            if ends:
+                raise ends.pop()
+            return settle(self, *given, **more)
+
+        with monkeypatch.context() as patch, nullcontext() if end is OSError else pytest.raises(end):
+            patch.setattr(Attempt, "settle", fail_once)
+            self.obtain(context, hook)
+        assert [known.task_id for known in Attempt.of(context(), LOG).read()] == [emulator.tasks[0].task_id]
 
     def test_an_attempt_that_is_replaced_in_its_pause_sends_nothing_more(self, context, hook, emulator, monkeypatch):
         emulator.fault("submit", 429, retry_after=0)
