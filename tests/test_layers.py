@@ -128,7 +128,7 @@ def test_parsing_a_dag_loads_no_client():
 
 def test_one_module_knows_airflow():
     """The others import what is public on every Airflow, and the rest through `airflow_compat`."""
-    others = set(MODULES) - set(in_layers("airflow_compat", "sandbox", "submission"))
+    others = set(MODULES) - set(in_layers("airflow_compat", "sandbox"))
 
     def is_allowed(name: str) -> bool:
         return not is_below(name, "airflow", "packaging") or is_below(name, *PUBLIC_EVERYWHERE)

@@ -53,6 +53,7 @@ def test_the_dag_forgets_no_class(monkeypatch):
     assert decorators == {f"@task.{entry['name']}" for entry in INFO["task-decorators"]}
 
 
+@pytest.mark.timeout(400)
 def test_a_dag_of_all_classes_runs(airflow_db, emulator, s3, connect, monkeypatch):
     connect(emulator, poll_interval=0.3, first_poll_after=0.3)
     dags = Path(airflow_db) / "dags"
