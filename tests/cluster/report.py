@@ -33,7 +33,8 @@ What happens to images and credits while parts of an Airflow cluster fail. `make
 
 - **When**: {datetime.now(UTC):%Y-%m-%d}; it took {figures["seconds"] / 60:.0f} minutes.
 - **Command**: `{figures["command"]}`.
-- **Machine**: {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, all on one.
+- **Machine**: {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, all on
+  one{_shared(figures["load before"])}.
 - **Software**: Airflow {version("apache-airflow")}, Celery {version("celery")}, Python {sys.version.split()[0]},
   airflow-provider-gptimg {version("airflow-provider-gptimg")}, PostgreSQL and Redis from Debian.
 - **Cluster**: two workers of six slots, two triggerers, two API servers behind a balancer, a scheduler, a DAG
@@ -68,6 +69,11 @@ Before the load and after it. Memory is the proportional set size in MiB.
 
 {table(("component", "memory", "after", "sockets", "after", "files", "after"), _usage(figures))}
 """
+
+
+def _shared(load: float) -> str:
+    """Say so if other work ran on the machine, which makes every time longer."""
+    return f". Other work ran there too: the load average was {load:.0f} before the start" if load >= 1 else ""
 
 
 def _outcomes(figures: dict[str, Any]) -> tuple[tuple[str, ...], Iterable[tuple[object, ...]]]:

@@ -40,7 +40,7 @@ def main() -> int:
     requests = _count_s3_requests()
     load = {dag_id: round(images * options.size) for dag_id, images in LOAD.items()}
     settings = dict(pair.split("=", 1) for pair in options.set) | {"CLUSTER_SENSORS": str(load["sensors"])}
-    began = time.monotonic()
+    began, busy = time.monotonic(), os.getloadavg()[0]
     with Cluster(options.seed, settings) as cluster:
         say(f"up after {time.monotonic() - began:.0f} s, in {cluster.home}")
         figures = {"calm": calm(cluster, requests, load["sensors"]), "usage before": cluster.usage()}
@@ -48,7 +48,7 @@ def main() -> int:
             say(f"an image of {dag_id} costs {cost}")
         figures |= stormy(cluster, load, options.seed, options.faults, began + options.minutes * 60)
         figures["usage after"] = cluster.usage()
-    figures |= {"seed": options.seed, "cores": os.cpu_count(), "seconds": time.monotonic() - began}
+    figures |= {"seed": options.seed, "cores": os.cpu_count(), "load before": busy, "seconds": time.monotonic() - began}
     figures["command"] = _command(options)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1, default=str))
