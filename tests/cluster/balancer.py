@@ -117,17 +117,21 @@ class Balancer(Gate):
 
 
 def step_of(method: str, path: str) -> str | None:
-    """Return which step of a submission a call is: read, intend, look, outcome, end; None: another call."""
-    if "/store/ti/" not in path:
+    """Return which step of a submission a call is: read, intend, look, outcome, end; None: another call.
+
+    A batch keeps its intents and outcomes in parts; the first that an attempt writes holds intents.
+    """
+    owner, _, entry = unquote(path).rpartition("/gptimg:")
+    kind = entry.rpartition(".")[2]
+    if not owner or method not in ("GET", "PUT"):
         return None
-    name = unquote(path).rpartition("/")[2]
-    if name.endswith(".begun"):
-        return "look" if method == "GET" else "announce"
-    if name.endswith((".intent", ".leg")) or "intent" in name:
-        return "read" if method == "GET" else "intend"
-    if method == "PUT":
-        return "outcome" if "outcome" in name else "end" if name.endswith(".end") else None
-    return None
+    if kind == "begun":
+        return "look" if method == "GET" else None
+    if ".batch." in entry:
+        kind = "end" if kind == "delivered" else "intent"
+    if method == "GET":
+        return "read" if kind == "intent" else None
+    return {"intent": "intend", "outcome": "outcome", "end": "end"}.get(kind)
 
 
 def _kind(path: str) -> str:
