@@ -73,7 +73,7 @@ def page_tables() -> str:
         columns = [needs(figures["calm"][way], images) for images in DAYS]
         lines = [f"| images a day | {' | '.join(f'{images:,}' for images in DAYS)} |", "|---|" + "---:|" * len(DAYS)]
         lines += [f"| {row} | {' | '.join(column[row] for column in columns)} |" for row in columns[0]]
-        parts.append(f"### {title[0].upper()}{title[1:]}\n\n" + "\n".join(lines))
+        parts.append(f"## {title[0].upper()}{title[1:]}\n\n" + "\n".join(lines))
     calm, cores = figures["calm"], figures["cores"]
     runs = [(f"{calm[way]['images']} images, {title}", {way: calm[way]["images"]}) for way, title in WAYS.items()]
     measured = [calm[way]["seconds"] for way in WAYS]
@@ -86,7 +86,7 @@ def page_tables() -> str:
         )
     ]
     head = "| seconds until the last image is in S3 | simulated | measured |\n|---|---:|---:|\n"
-    parts.append("### The model against the cluster\n\n" + head + "\n".join(rows))
+    parts.append("## The model against the cluster\n\n" + head + "\n".join(rows))
     return "\n\n".join(parts)
 
 

@@ -123,7 +123,7 @@ def _failures(cluster: Cluster, load: Run, outcome: Outcome) -> tuple[set[str], 
         if UNKNOWN not in log:
             continue
         if run.dag_id == "batch":
-            named += max((int(number) for number in re.findall(r"(\d+) (?:request|submission)", log)), default=0)
+            named += max((int(number) for number in re.findall(r"(\d+) have an unknown outcome", log)), default=0)
         else:
             number = ti["map_index"] if ti["map_index"] >= 0 else int(re.sub(r"\D", "", ti["task_id"]))
             unknown.add(prompts[number])

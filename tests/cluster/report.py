@@ -53,7 +53,8 @@ named" if its submit got no answer: its task fails with `GptImgSubmissionUnknown
 ## Faults
 
 One after another, while the load ran. Times count from the fault's end: "healthy" until every component was well again,
-"next success" until the next task succeeded. What ended by itself was started again, as a supervisor of services does.
+"next success" until a task had succeeded since, which is asked only then. What ended by itself was started again, as a
+supervisor of services does.
 
 {table(*_faults(figures))}
 
@@ -65,7 +66,7 @@ Measured before the first fault, without heartbeats, which depend on how long a 
 
 ## Memory and sockets
 
-Before the load and after it. Memory is the proportional set size in MiB.
+Before the load and after it. Memory is the proportional set size in MiB. What ended in between is younger.
 
 {table(("component", "memory", "after", "sockets", "after", "files", "after"), _usage(figures))}
 """
