@@ -106,7 +106,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="only the 5,000 waits: under a minute")
     arguments = parser.parse_args()
     if arguments.wait:
-        asyncio.run(wait(arguments.wait))
+        from airflow.sdk.log import configure_logging
+
+        with Path(os.devnull).open("wb", buffering=0) as nowhere:
+            configure_logging(json_output=True, output=nowhere, sending_to_supervisor=True)
+            asyncio.run(wait(arguments.wait))
     os.sched_setaffinity(0, CPUS[:1])
     with tempfile.TemporaryDirectory() as folder, LoopbackApi(Path(folder), LATENCY) as api:
         rows = [run(api, waits, Path(folder)) for waits in ([5000] if arguments.quick else [1000, 5000, 10_000])]

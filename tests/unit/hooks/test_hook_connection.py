@@ -246,7 +246,7 @@ class TestBaseUrl:
 
         url = httpx.URL(read.base_url + "/api")
         assert url.scheme == "https" or url.host in ("localhost", "::1") or url.host.startswith("127.")
-        assert (url.scheme, url.host) == (read.origin.scheme, read.origin.host)
+        assert (url.scheme, url.host) == (read.origin.scheme, str(read.origin.host))
         assert (url.port or {"https": 443, "http": 80}[url.scheme]) == read.origin.port
         assert 1 <= read.origin.port <= 65535
         assert not url.userinfo

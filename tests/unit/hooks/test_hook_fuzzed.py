@@ -155,7 +155,7 @@ def check(call: Call, response: httpx.Response) -> float:
         shown = f"{result} {json.dumps(result.as_dict(), ensure_ascii=False)}"
         assert str(result).isprintable()
         assert call.is_submit or not isinstance(result, GptImgSubmissionUnknownError)
-        assert "Signature=" not in shown
+        assert "?Signature=" not in shown
     assert KEY not in shown
     return taken
 
