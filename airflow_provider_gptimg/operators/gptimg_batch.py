@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_gptimg.links.gptimg import S3ObjectsLink, known_links, objects_url
 from airflow_provider_gptimg.transfers.gptimg_to_s3 import GptImgToS3Operator
 from airflow_provider_gptimg.verdicts import airflow_verdict
 
@@ -193,6 +194,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         batch.look()
         while batch.work():
             if self.deferrable and batch.can_defer:
+                self.operator_extra_links = ()
                 self.defer(
                     trigger=GptImgTaskTrigger(**batch.trigger_arguments()),
                     method_name="execute_complete",
@@ -217,6 +219,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         if ti := context.get("ti"):
             ti.xcom_push(key="credits", value=report.charged)
         self._lineage = pattern, objects
+        self.operator_extra_links = known_links(S3ObjectsLink, objects_url(s3, objects))
         report_to_collector(s3, objects)
         summary = report.summary(manifest.uri if manifest else None)
         self.log.info("Batch: %s", summary)
