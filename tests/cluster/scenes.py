@@ -27,7 +27,7 @@ from airflow_provider_gptimg.sandbox.rest import FINAL_RUN_STATES, until
 
 TASK = "images"
 UNKNOWN = "GptImgSubmissionUnknownError"
-AT_ONCE = 6
+AT_ONCE = 8
 """Scenes under way at a time; each may hold two slots of a worker."""
 SETTINGS = {"CLUSTER_SENSORS": "1", "AIRFLOW__CELERY__WORKER_CONCURRENCY": "14"}
 
