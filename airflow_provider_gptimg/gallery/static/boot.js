@@ -15,8 +15,6 @@
     "--accent": "--chakra-colors-brand-solid",
     "--on-accent": "--chakra-colors-brand-contrast",
     "--link": "--chakra-colors-fg-info",
-    "--bad": "--chakra-colors-fg-error",
-    "--bad-soft": "--chakra-colors-bg-error",
     "--good": "--chakra-colors-fg-success",
     "--font": "--chakra-fonts-body",
   };
