@@ -48,8 +48,8 @@ airflow-provider-gptimg {version("airflow-provider-gptimg")}.
 - **Scenes**: {len(ends) + failed}; {twice} charged more than allowed, {failed} did not come to their end.
 
 "Frozen" scenes stop the first attempt and its supervisor at a point (SIGSTOP) until Airflow gave it up and the second
-attempt ended; then they let it go on. "A late write" is kept by the balancer, as a stalled server keeps it, and executed
-when its repetition is long done. The journal is in the task state store, the default. "Charged" counts
+attempt ended; then they let it go on. "A late write" is kept by the balancer, as a stalled server keeps it, and
+executed when its repetition is long done. The journal is in the task state store, the default. "Charged" counts
 image tasks at the end of the second attempt (or right after the click), at the run's end, and, where that failed, after
 a person's clear; "states" are the run's at those moments. "Late POSTs" went out after the thaw or the click.
 
