@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What became of each request of a batch, over all attempts, so that none is paid for twice.
+"""The requests of a batch, with all that attempts did about each, so that none is paid for twice.
 
 A request is identified by its fingerprint and its index among identical requests: a list in another order is the same
 batch. Attempts write facts (an intent before a POST, its outcome after it, objects in S3); replayed, they are entries.
@@ -81,7 +81,7 @@ class Entry:
 
     @property
     def objects(self) -> dict[str, Any] | None:
-        """What is known of its images in S3; None: they are not there."""
+        """Facts of its images in S3; None: they are not there."""
         return self.mirrored.get(self.task_id)
 
     @property
@@ -96,7 +96,7 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """How a person finds it."""
+        """Its place in the list, for people."""
         return self.asked.name if self.asked else f"a request that is not asked for any more ({self.prompt!r:.80})"
 
     @property
@@ -158,12 +158,14 @@ class Book:
                 entry.refusals = entry.refusals + 1 if entry.refused_by == attempt else 1
                 entry.refused_by = attempt
         elif "objects" in fact:
-            entry = self._by_task[fact["task_id"]]
-            entry.mirrored.pop(fact["task_id"], None)
-            if fact["objects"] is not None:
-                entry.mirrored[fact["task_id"]] = fact["objects"]
+            # Of an image task that was delivered and deleted, a late write may still bring news.
+            if (found := self._by_task.get(fact["task_id"])) is not None:
+                found.mirrored.pop(fact["task_id"], None)
+                if fact["objects"] is not None:
+                    found.mirrored[fact["task_id"]] = fact["objects"]
         elif "refunded" in fact:
-            self._by_task[fact["refunded"]].refunded.add(fact["refunded"])
+            if (found := self._by_task.get(fact["refunded"])) is not None:
+                found.refunded.add(fact["refunded"])
         else:
             for fingerprint, occurrence, prompt in fact["requests"]:
                 entry = self.entry(fingerprint, occurrence, prompt)

@@ -43,7 +43,7 @@ class FactLog:
             self.facts += _unpack(self._key, value)
             self._segment += 1
         self._single: list[list[Fact]] = []
-        """What was written since the last segment."""
+        """Written since the last segment."""
         while (value := get(self._next_key)) is not None:
             self._single.append(_unpack(self._next_key, value))
         self.facts += (fact for facts in self._single for fact in facts)
@@ -100,7 +100,12 @@ def unreadable(key: str) -> GptImgSubmissionUnknownError:
 
 
 def _put(store: Store, key: str, facts: list[Fact]) -> None:
-    if not store.put(key, {"version": _VERSION, "facts": facts}):
+    value = {"version": _VERSION, "facts": facts}
+    try:
+        is_there = store.put(key, value)
+    except GptImgError:
+        is_there = store.put(key, value)  # the outcomes of submits are worth it, and the same again changes nothing
+    if not is_there:
         raise GptImgError(f"Another process is writing the journal of this very attempt: {key!r} is there already")
 
 

@@ -208,7 +208,7 @@ class Ledger:
         self._note({"refunded": entry.task_id})
 
     def fail(self, entries: Sequence[Entry], error: GptImgError) -> None:
-        """Note what ended requests in this attempt, or kept them from being submitted."""
+        """Note the error that ended requests in this attempt, or kept them from being submitted."""
         fact = error.as_dict()
         failed = {**fact, "message": fact["message"][:500], "last_status": getattr(error, "last_status", None)}
         for start in range(0, len(entries), _FAILED_ALIKE):
@@ -220,7 +220,7 @@ class Ledger:
                 self.refund(entry)
 
     def write(self) -> None:
-        """Write down what was noted."""
+        """Write all notes down."""
         if self._unwritten:
             facts, self._unwritten = self._unwritten, []
             self._logs[-1].append(self._store, facts)
@@ -230,8 +230,9 @@ class Ledger:
         passed_over = [entry.task_id for entry in self.strays if entry.objects is not None]
         note = {"max_tries": self.max_tries, "passed_over": passed_over}
         if self._store.forgets and not any(self._is_owed(entry) for entry in self._book.entries.values()):
-            for key in [key for log in self._logs for key in (*log.keys, delivery_key(log.attempt))]:
-                self._store.delete(key)
+            for log in reversed(self._logs):  # the latest first: what is left, should this end, is still in order
+                for key in (*reversed(log.keys), delivery_key(log.attempt), f"{log.attempt}.begun"):
+                    self._store.delete(key)
         else:
             self._store.put(delivery_key(self.try_number), note)
 

@@ -6,9 +6,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
@@ -16,6 +14,7 @@ from botocore.exceptions import ClientError
 from airflow_provider_gptimg.api.protocol import MAX_ATTEMPTS
 from airflow_provider_gptimg.api.tasks import ImageTask
 from airflow_provider_gptimg.batch.entries import Entry, Standing
+from airflow_provider_gptimg.batch.in_flight import InFlight, Limits
 from airflow_provider_gptimg.batch.ledger import Ledger
 from airflow_provider_gptimg.batch.pace import Pace
 from airflow_provider_gptimg.batch.report import Report
@@ -31,10 +30,8 @@ from airflow_provider_gptimg.exceptions import (
     GptImgTaskFailedError,
     GptImgTimeoutError,
 )
-from airflow_provider_gptimg.hooks.poller import Poller
 from airflow_provider_gptimg.mirroring.images import FORMATS
 from airflow_provider_gptimg.mirroring.listing import find_missing
-from airflow_provider_gptimg.polling import Wait
 from airflow_provider_gptimg.telemetry import count
 
 if TYPE_CHECKING:
@@ -45,32 +42,10 @@ if TYPE_CHECKING:
     from airflow_provider_gptimg.mirroring.mirror import Mirror
     from airflow_provider_gptimg.mirroring.store import S3Store
 
-__all__ = ["Batch", "Limits"]
+__all__ = ["Batch"]
 
 _MIRRORED_AT_ONCE = 64
 """Image tasks that are mirrored before that is written down."""
-_LOOK_AGAIN = 120.0
-"""Seconds after which a wait for all looks at what there is: one image task that hangs must not keep the others."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What an operator's arguments say of a batch.
-
-    :param max_in_flight: Image tasks under way at a time.
-    :param on_unknown: `fail` or `resubmit`, for requests that do not say so themselves.
-    :param timeout: Seconds from an image task's submission to its completion.
-    :param aws_conn_id: AWS connection that presigns `s3://` references.
-    :param ends_at: When the attempt ends, in Unix seconds; None: Airflow sees to that.
-    """
-
-    max_in_flight: int
-    on_unknown: str
-    timeout: float
-    aws_conn_id: str | None
-    poll_interval: float | timedelta | None = None
-    first_poll_after: float | timedelta | None = None
-    ends_at: float | None = None
 
 
 class Batch:
@@ -95,18 +70,15 @@ class Batch:
     ) -> None:
         self.entries = ledger.enter(requests)
         self.pace = pace
-        self._hook = hook
         self._attempt = attempt
         self._ledger = ledger
         self._limits = limits
         self._mirror = mirror
         self._pattern = pattern
         self._log = log
-        self._poller = Poller(hook)
-        self._wait = Wait(hook.settings.schedule(limits.poll_interval, limits.first_poll_after))
         self._sender = Sender(hook, attempt, ledger, limits.aws_conn_id, log)
         self._pending: deque[Entry] = deque()
-        self._in_flight: dict[str, Entry] = {}
+        self._in_flight = InFlight(hook, limits, pace.started_at)
         self._completed: list[tuple[Entry, ImageTask]] = []
         for entry in self.entries:
             standing = self.standing(entry)
@@ -174,17 +146,7 @@ class Batch:
 
         :raises GptImgAuthError: The key was rejected.
         """
-        now, first_poll_after = time.time(), self._wait.schedule.first_poll_after
-        ripe = []
-        for task_id, entry in self._in_flight.items():
-            self._wait.submissions[task_id] = _submitted_at(entry)
-            first = _submitted_at(entry) + first_poll_after
-            if first <= now:
-                ripe.append(task_id)
-            else:
-                self._wait.add([task_id], first)
-        self._poller.poll(self._wait, ripe)
-        self._take()
+        self._take(self._in_flight.look())
 
     def work(self) -> bool:
         """Submit and mirror all that can be now, and return whether there is something to wait for.
@@ -195,7 +157,7 @@ class Batch:
         self._attempt.pause(0.0)  # is it stopped?
         if self._limits.ends_at is not None and time.time() >= self._limits.ends_at:
             self._stop(GptImgTimeoutError("The task's execution_timeout is over"))
-        self._expire()
+        self._take(self._in_flight.expire())
         if not self._has_mirrored:
             self._mirror_completed()  # before more is bought, find out whether S3 takes it
         self._submit()
@@ -214,7 +176,7 @@ class Batch:
 
     @property
     def digest(self) -> str:
-        """What is the same for the same requests, in any order."""
+        """A hash of the requests, the same in any order."""
         return hashlib.sha256("".join(sorted(entry.fingerprint for entry in self.entries)).encode()).hexdigest()
 
     def stop_if_changed(self, digest: str | None) -> None:
@@ -244,11 +206,8 @@ class Batch:
 
         :raises GptImgAuthError: The key was rejected.
         """
-        until = self._until()
         if self._in_flight:
-            # A few at a time when many are under way, since each round writes all pages that it touches.
-            self._poller.hold(self._wait, until=until, enough=max(1, len(self._in_flight) // 8))
-            self._take()
+            self._take(self._in_flight.hold(self._until()))
         else:
             self._attempt.pause(self.pace.pause)
 
@@ -262,18 +221,7 @@ class Batch:
 
     def trigger_arguments(self) -> dict[str, Any]:
         """Return the arguments of the trigger that waits for the same tasks."""
-        planned = self._wait.planned
-        # While requests are left, half of those under way make room for as many; then it waits for the rest.
-        wake_after = max(1, len(planned) // 2) if self._may_submit else None
-        return {
-            "gptimg_task_id": list(planned),
-            "gptimg_conn_id": self._hook.gptimg_conn_id,
-            "poll_interval": self._limits.poll_interval,
-            "first_poll_after": self._limits.first_poll_after,
-            "deadline": min(filter(None, (self._until(), max(planned.values()) + _LOOK_AGAIN))),
-            "first_poll_at": list(planned.values()),
-            "wake_after": wake_after,
-        }
+        return self._in_flight.trigger_arguments(self._until(), is_room_wanted=self._may_submit)
 
     def report(self) -> Report:
         """Return how each request ended."""
@@ -322,40 +270,12 @@ class Batch:
 
     def _until(self) -> float | None:
         """Return when something has to be done even if no image task is final, in Unix seconds."""
-        moments = [self._deadline(entry) for entry in self._in_flight.values()]
-        if self._is_paused:
-            moments.append(self.pace.not_before)
-        return min(moments, default=None)
+        moments = (self._in_flight.next_deadline, self.pace.not_before if self._is_paused else None)
+        return min((moment for moment in moments if moment is not None), default=None)
 
-    def _deadline(self, entry: Entry) -> float:
-        """Return when an image task is out of time. If that was before this attempt, it gets all of it anew."""
-        deadline = _submitted_at(entry) + self._limits.timeout
-        if deadline <= self.pace.started_at:
-            deadline = self.pace.started_at + self._limits.timeout
-        return deadline if self._limits.ends_at is None else min(deadline, self._limits.ends_at)
-
-    def _expire(self) -> None:
-        """Ask once more for what is out of time, and wait no longer for it."""
-        now = time.time()
-        expired = [task_id for task_id, entry in self._in_flight.items() if self._deadline(entry) <= now]
-        if not expired:
-            return
-        self._wait.forget(expired)
-        self._poller.poll(self._wait, expired)
-        self._take()
-        late = [self._in_flight.pop(task_id) for task_id in expired if task_id in self._in_flight]
-        self._wait.forget(entry.task_id for entry in late)
-        for entry in late:
-            self._fail(entry, self._wait.outcome(entry.task_id))
-
-    def _take(self) -> None:
+    def _take(self, ended: Iterable[tuple[Entry, Any]]) -> None:
         """Take in what polls have brought."""
-        for task_id in list(self._wait.outcomes):
-            outcome = self._wait.outcome(task_id)
-            del self._wait.outcomes[task_id]
-            entry = self._in_flight.pop(task_id, None)
-            if entry is None:
-                continue
+        for entry, outcome in list(ended):
             if isinstance(outcome, ImageTask):
                 self._completed.append((entry, outcome))
                 if len(outcome.images) < entry.request.n:
@@ -378,9 +298,7 @@ class Batch:
         if standing is Standing.PENDING:
             self._pending.append(entry)
         elif standing is Standing.IN_FLIGHT:  # another of its image tasks is paid for
-            self._in_flight[entry.task_id] = entry
-            self._wait.submissions[entry.task_id] = _submitted_at(entry)
-            self._wait.add([entry.task_id], time.time())
+            self._in_flight.add(entry, time.time())
 
     def _fail(self, entry: Entry, error: Any) -> None:
         self._log.warning("%s: %s", entry.name, error)
@@ -396,9 +314,7 @@ class Batch:
         outcomes = self._sender.send(chunk)
         for entry, outcome in outcomes.items():
             if isinstance(outcome, ImageTask):
-                self._in_flight[outcome.task_id] = entry
-                self._wait.submissions[outcome.task_id] = _submitted_at(entry)
-                self._wait.add([outcome.task_id], _submitted_at(entry) + self._wait.schedule.next_poll_in(0.0))
+                self._in_flight.add(entry)
         self._settle(outcomes)
 
     def _settle(self, outcomes: Mapping[Entry, ImageTask | GptImgError]) -> None:
@@ -447,7 +363,8 @@ class Batch:
                 result = copied[task.task_id]
                 if isinstance(result, GptImgError):
                     self._fail(entry, result)
-                    refusals += [result] if isinstance(result.__cause__, ClientError) else []
+                    if isinstance(result, GptImgRequestError) and isinstance(result.__cause__, ClientError):
+                        refusals.append(result)
                 else:
                     self._ledger.mirror(entry, task, result)
             self._ledger.write()
@@ -465,10 +382,6 @@ def _is_at(entry: Entry, pattern: KeyPattern) -> bool:
         and fact["key"] == pattern.key(entry.task_id, index, extensions.get(fact["content_type"], ""))
         for index, fact in enumerate(entry.objects["objects"])
     )
-
-
-def _submitted_at(entry: Entry) -> float:
-    return entry.current.at if entry.current else 0.0
 
 
 def _attempt_of(entry: Entry) -> int:

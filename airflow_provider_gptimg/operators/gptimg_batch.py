@@ -12,10 +12,11 @@ from airflow_provider_gptimg.verdicts import airflow_verdict
 
 if TYPE_CHECKING:
     from airflow_provider_gptimg.airflow_compat import Context
+    from airflow_provider_gptimg.batch.in_flight import Limits
     from airflow_provider_gptimg.batch.pace import Pace
     from airflow_provider_gptimg.batch.report import Report
     from airflow_provider_gptimg.batch.requests import BatchRequest
-    from airflow_provider_gptimg.batch.run import Batch, Limits
+    from airflow_provider_gptimg.batch.run import Batch
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook
     from airflow_provider_gptimg.journal.attempt import Attempt
     from airflow_provider_gptimg.mirroring.destination import KeyPattern
@@ -157,7 +158,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
 
     def _limits(self, hook: GptImgHook, pace: Pace) -> Limits:
         from airflow_provider_gptimg.api.requests import check_on_unknown_submission
-        from airflow_provider_gptimg.batch.run import Limits
+        from airflow_provider_gptimg.batch.in_flight import Limits
         from airflow_provider_gptimg.polling import check_timeout
 
         on_unknown = check_on_unknown_submission(self.on_unknown_submission)
