@@ -86,7 +86,9 @@ class AirflowApi:
         until(lambda: self._is_known(dag_id), timeout, f"the DAG {dag_id} to be found")
         self.call("PATCH", f"/dags/{dag_id}", {"is_paused": False})
         body = {"logical_date": None, "conf": dict(conf or {})}
-        return DagRun(self, dag_id, self.call("POST", f"/dags/{dag_id}/dagRuns", body)["dag_run_id"])
+        # Airflow lists a DAG a moment before it can run it.
+        run = until(lambda: self.call("POST", f"/dags/{dag_id}/dagRuns", body), timeout, f"{dag_id} to be ready to run")
+        return DagRun(self, dag_id, run["dag_run_id"])
 
     def asset_events(self, **filters: Any) -> list[dict[str, Any]]:
         """Return asset events, each with its `extra`, and as `created_dagruns` the runs that it has started.
