@@ -87,6 +87,7 @@ def wander(make: Any, courses: int, seed: int) -> int:
     return charged
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("kind", "waits"), [("state store", False), ("state store", True), ("Variables", False)])
 def test_every_interleaving_of_two_attempts(kind, waits):
     assert explore(lambda: (kind, {"waits": waits})) > 1000
