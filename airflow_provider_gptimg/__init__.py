@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["__version__", "get_provider_info"]
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 
 def get_provider_info() -> dict[str, Any]:
@@ -17,7 +17,7 @@ def get_provider_info() -> dict[str, Any]:
         "package-name": "airflow-provider-gptimg",
         "name": "gpt-image-2",
         "description": "Generate images with the gpt-image-2 API, wait for them without a worker, mirror them to S3.",
-        "versions": [__version__],
+        "versions": [__version__, "0.1.0"],
         "integrations": [
             {
                 "integration-name": integration,

@@ -28,7 +28,7 @@ __all__ = ["NOT_HERE", "TOO_OLD", "PictureUnavailableError", "open_picture"]
 NOT_HERE = "There is no such image of this Dag, or Airflow may not read it"
 """One text for what is absent, another Dag's or forbidden: a difference would tell which buckets and keys exist."""
 TOO_OLD = (
-    "Not shown: mirrored by a release before 0.2, which did not mark the object with its Dag. Clear the transfer with "
+    "Not shown: mirrored by a release before 1.0, which did not mark the object with its Dag. Clear the transfer with "
     "replace=True to mirror the image again"
 )
 

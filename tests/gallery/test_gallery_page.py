@@ -310,7 +310,7 @@ def test_a_busy_server_is_asked_again(page_of, look):
 
 def test_a_picture_that_cannot_be_shown_says_why(page_of, look):
     page_of.show(*posters())
-    page_of.problem = "Not shown: mirrored by a release before 0.2"
+    page_of.problem = "Not shown: mirrored by a release before 1.0"
     page = look(page_of.address)
     page.locator(".hint", has_text=page_of.problem).first.wait_for()
 
