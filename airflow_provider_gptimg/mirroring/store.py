@@ -54,11 +54,14 @@ _WORTH_REPEATING = {
 # Client errors that another attempt may not meet; all others it would.
 _PASSING = _WORTH_REPEATING | {
     "ExpiredToken",
+    "ExpiredTokenException",
     "OperationAborted",
+    "RequestExpired",
     "RequestTimeout",
     "RequestTimeTooSkewed",
     "Throttling",
     "ThrottlingException",
+    "TokenRefreshRequired",
     "TooManyRequests",
 }
 _NO_SUCH_BUCKET = {
@@ -164,7 +167,8 @@ class S3Store:
         try:
             answer = self._client.list_objects_v2(Bucket=bucket, Prefix=prefix, **self._list_arguments)
         except (ClientError, BotoCoreError) as error:
-            refused = _status(error) in (400, 403, 405, 501)
+            status = _status(error)
+            refused = status == 501 or (400 <= status < 500 and status not in (401, 408, 429))
             if refused and _code(error) not in _NO_SUCH_BUCKET | _UNKNOWN_CREDENTIALS | _PASSING:
                 self._may_list = False
                 return None

@@ -3,25 +3,20 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from batch_instance import Instance, batch, prompts
-from s3_proxy import CUT, Refusal, S3Proxy, s3_proxy
+from s3_proxy import CUT, Refusal, S3Proxy, proxied_s3
 
 from airflow_provider_gptimg.airflow_compat import AirflowFailException
 from airflow_provider_gptimg.exceptions import GptImgRequestError
 
 
 @pytest.fixture
-def proxy(s3: Any, _s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Proxy]:
-    with s3_proxy(_s3_server) as proxy:
-        fields = json.loads(os.environ["AIRFLOW_CONN_AWS_DEFAULT"])
-        fields["extra"] |= {"endpoint_url": proxy.url, "config_kwargs": {"retries": {"total_max_attempts": 1}}}
-        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(fields))
+def proxy(s3: Any) -> Iterator[S3Proxy]:
+    with proxied_s3(retries={"total_max_attempts": 1}) as proxy:
         yield proxy
 
 

@@ -14,7 +14,6 @@ from urllib.parse import unquote
 import pytest
 from airflow.sdk.execution_time.context import OutletEventAccessors
 from airflow.sdk.lineage import HookLineageCollector
-from mirroring_images import picture
 
 from airflow_provider_gptimg.airflow_compat import Asset
 from airflow_provider_gptimg.mirroring import lineage
@@ -100,14 +99,17 @@ def test_openlineage_event_names_the_folders(run):
     assert (statistics["fileCount"], statistics["size"]) == (3, sum(sizes))
 
 
-@pytest.mark.parametrize(("manifest_key", "number"), [("run.jsonl", 100), ("run.jsonl", 101), (None, 101)])
-def test_asset_event_of_many_objects_leaves_them_to_the_manifest_only(emulator, s3, mirror, manifest_key, number):
+@pytest.mark.parametrize(("manifest", "number"), [("s3://m/run.jsonl", 100), ("s3://m/run.jsonl", 101), (None, 101)])
+def test_asset_event_of_many_objects_leaves_them_to_the_manifest_only(manifest, number):
     posters, events = Asset("posters", uri="s3://images/posters"), OutletEventAccessors()
-    task_ids = [emulator.add_task(image_bytes=picture()) for _ in range(number)]
-    objects = mirror(task_ids, {"outlet_events": events}, outlets=[posters], manifest_key=manifest_key)
-    uris = {"uris": [mirrored["uri"] for mirrored in objects]}
-    manifest = {"manifest": "s3://images/run.jsonl"} if manifest_key else {}
-    assert events[posters].extra == {"images": number} | manifest | ({} if manifest and number > 100 else uris)
+    objects = [an_object(f"{index}.png") for index in range(number)]
+    describe_outlets(events, [posters], KeyPattern("{index}{ext}", "images"), objects, manifest)
+    uris = {} if manifest and number > 100 else {"uris": [mirrored.uri for mirrored in objects]}
+    assert events[posters].extra == {"images": number} | ({"manifest": manifest} if manifest else {}) | uris
+
+
+def an_object(key: str) -> MirroredObject:
+    return MirroredObject("images", key, "t", 0, "https://gptimg.co/0.png", "image/png", 1, "00", "", skipped=False)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,6 @@ def test_an_alias_stands_for_the_nearest_folder_whose_uri_airflow_takes(folder, 
 def test_hook_lineage_has_the_whole_key(key, monkeypatch):
     collector = HookLineageCollector()
     monkeypatch.setattr(lineage, "get_hook_lineage_collector", lambda: collector)
-    mirrored = MirroredObject("images", key, "t", 0, "https://gptimg.co/0.png", "image/png", 1, "00", "", skipped=False)
-    lineage.report_to_collector(object(), [mirrored])
+    lineage.report_to_collector(object(), [an_object(key)])
     (output,) = collector.collected_assets.outputs
     assert unquote(output.asset.uri) == f"s3://images/{key}"
