@@ -72,7 +72,11 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the long files."""
+    """Begin with the long files; skip the state store where Airflow has none."""
+    if AIRFLOW < (3, 3):
+        for item in items:
+            if "state store" in item.name or "first_release" in item.name:
+                item.add_marker(pytest.mark.skip(reason="Airflow 3.3 and newer have a task state store"))
     items.sort(key=lambda item: item.path.name not in LONG_FILES)
 
 

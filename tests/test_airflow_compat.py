@@ -22,7 +22,7 @@ LAST_SEEN = (3, 4)
 """The newest Airflow on which all places were looked at."""
 
 FIRST_PLACE_SINCE = {
-    (2, 11): {"DagRun", "RenderedTaskInstanceFields", "TaskInstance"},
+    (2, 11): {"DagRun", "RenderedTaskInstanceFields", "SerializedDagModel", "TaskInstance", "create_session"},
     # (3, 0): all others
     (3, 1): {"AirflowException", "BaseHook", "context_merge"},
     (3, 2): {

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from airflow import __version__ as airflow_version
 
+from airflow_provider_gptimg.airflow_compat import AIRFLOW
+
+pytestmark = pytest.mark.timeout(400)
 HERE = Path(__file__).parent
-AIRFLOW = tuple(int(part) for part in airflow_version.split(".")[:2])
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from airflow_names import TaskDeferred
 from frozen_tasks import IDS, TASKS, Instance, State
 
 from airflow_provider_gptimg import __version__
+from airflow_provider_gptimg.airflow_compat import STATE_OUTLASTS_CLEARS
 
 RELEASES = {path.stem: json.loads(path.read_text()) for path in sorted(Path(__file__).parent.glob("*.json"))}
 AGO = 60.0
@@ -102,6 +103,8 @@ def test_a_task_that_waits_goes_on(release, thaw, emulator, s3, name):
 
 @pytest.mark.parametrize("name", ["submit", "generate", "batch"])
 def test_a_task_whose_worker_died_takes_up_what_is_paid_for(release, thaw, emulator, s3, name):
+    if release["version"] != "0.1.0" and not STATE_OUTLASTS_CLEARS:
+        pytest.skip("it was frozen on Airflow 3.3, whose journal is in the state store")
     operator = parsed(name, emulator)
     operator.deferrable = False
     context = Instance(name, State(thaw(name)["state"]), try_number=2).context
