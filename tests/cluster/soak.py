@@ -87,6 +87,10 @@ def _page(minutes: float, samples: list[Usage], images: int, exact: int, twice: 
     rows = [(name, *(f"{value:.0f}" for what in GROWTH for value in _thirds(samples, name, what))) for name in WATCHED]
     load = " and ".join(f"{number} images of {dag_id}" for dag_id, number in LOAD.items())
     return f"""\
+---
+orphan: true
+---
+
 # Under steady load
 
 `make soak MINUTES={minutes:g}` wrote this page on {datetime.now(UTC):%Y-%m-%d}, on {os.cpu_count()} cores. The cluster
