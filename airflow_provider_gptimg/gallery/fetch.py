@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,9 +70,10 @@ class Opened:
 
 
 @asynccontextmanager
-async def fetch(source: Source) -> AsyncIterator[Opened]:
+async def fetch(source: Source, check: Callable[[Mapping[str, str]], None] | None = None) -> AsyncIterator[Opened]:
     """Ask for a picture; its connection is closed at the end.
 
+    :param check: Called with the answer's headers before anything is said of what it holds.
     :raises HostError: There is none.
     """
     patience = _Patience(_HOST_MAY_TAKE)
@@ -89,6 +90,8 @@ async def fetch(source: Source) -> AsyncIterator[Opened]:
         stack.push_async_callback(answer.aclose)
         if answer.status_code != 200:
             raise HostError("The host has no such image", answer.status_code, answer.headers)
+        if check is not None:
+            check(answer.headers)
         length = answer.headers.get("content-length", "")
         size = int(length) if length.isdigit() and len(length) < 16 else None
         if (size or 0) > LARGEST:

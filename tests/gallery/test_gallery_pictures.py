@@ -150,7 +150,7 @@ async def _refusal(record: Record, picture: Picture) -> tuple[int, str]:
 
 async def test_absent_foreign_and_forbidden_are_told_alike(s3):
     """A difference would tell whoever may write XComs which buckets and keys exist."""
-    put(s3, b"salaries", "salaries.csv")
+    s3.put_object(Bucket="images", Key="salaries.csv", Body=b"salaries")
     s3.put_object(Bucket="images", Key="unmarked.png", Body=PNG)
     foreign = [
         put(s3, PNG, "1.png", index="1"),
@@ -158,6 +158,7 @@ async def test_absent_foreign_and_forbidden_are_told_alike(s3):
         put(s3, PNG, "3.png", **{"task-id": None}),
         put(s3, PNG, "4.png", **{"dag-id": dag_mark("other")}),
         Picture("t1", 0, bucket="images", key="unmarked.png"),
+        Picture("t1", 0, bucket="images", key="salaries.csv"),
         Picture("t1", 0, bucket="images", key="nowhere.png"),
         Picture("t1", 0, bucket="no-such-bucket", key="a.png"),
         Picture("t1", 0, bucket="BAD_B", key="a.png"),
@@ -203,11 +204,11 @@ async def test_a_bucket_in_another_region_is_found(s3, monkeypatch):
     moved = {"x-amz-bucket-region": "eu-west-1"}
 
     @asynccontextmanager
-    async def fetch(source: Source) -> AsyncIterator[Opened]:
+    async def fetch(source: Source, check: Any) -> AsyncIterator[Opened]:
         asked.append(source.url)
         if "eu-west-1" not in source.url:
             raise HostError("elsewhere", 301, moved)
-        async with real_fetch(source) as opened:
+        async with real_fetch(source, check) as opened:
             yield opened
 
     real_fetch = pictures.fetch
