@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import email
+import os
 import re
 import subprocess
 import sys
@@ -24,7 +25,9 @@ PACKAGE = "airflow_provider_gptimg"
 def build(target: str, source: Path, folder: Path) -> Path:
     """Build without a network."""
     command = [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", str(folder)]
-    subprocess.run(command, check=True, capture_output=True, cwd=source)
+    # Else the build's own hook leaves its bytecode among the sources.
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    subprocess.run(command, check=True, capture_output=True, cwd=source, env=environment)
     (built,) = folder.iterdir()
     return built
 

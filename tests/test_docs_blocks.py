@@ -259,6 +259,17 @@ def check_connection(fields: dict[str, Any]) -> None:
     assert settings.api_key == fields["password"]
 
 
+def check_extra_of_aws(extra: dict[str, Any]) -> None:
+    from airflow.providers.amazon.aws.utils.connection_wrapper import AwsConnectionWrapper
+
+    from airflow_provider_gptimg.airflow_compat import Connection
+
+    connection = AwsConnectionWrapper(Connection(conn_id="aws", conn_type="aws", extra=json.dumps(extra)))
+    config = connection.botocore_config
+    assert all(getattr(config, name) == value for name, value in extra["config_kwargs"].items())
+    assert connection.get_service_endpoint_url("s3") == extra["endpoint_url"]
+
+
 def check_requirement(text: str) -> None:
     from importlib.metadata import version
 
@@ -278,6 +289,8 @@ def test_json_is_what_it_is_shown_as(block):
     value = json.loads(block.text)
     if "conn_type" in value:
         check_connection(value)
+    elif "endpoint_url" in value:
+        check_extra_of_aws(value)
     else:
         (asked,) = read_requests("s3://bucket/key.jsonl", lambda *_: json.dumps(value))
         assert asked.request.prompt == value["prompt"]
