@@ -23,7 +23,7 @@ __all__ = ["TaskCost", "main", "task_costs"]
 
 @dataclass(frozen=True)
 class TaskCost:
-    """What one task costs in one run.
+    """The cost of one task in one run.
 
     :param images: None: not known before the run, for the reason that `why` says.
     """
@@ -110,7 +110,7 @@ def _images(task: Any) -> int:
     if isinstance(requests, str):
         raise _Unknown(f"its requests are read at run time from {requests}")
     if not isinstance(requests, Sequence):
-        raise _Unknown(f"the run would refuse it: requests={requests!r:.80} is no list")
+        raise _Unknown(f"the run would refuse it: requests={requests!r:.80} is not a list")
     each = [_literal(asked, "its requests are known at run time") for asked in requests]
     return sum(_number(asked.get("n", 1)) if isinstance(asked, Mapping) else 1 for asked in each)
 

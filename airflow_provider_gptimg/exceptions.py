@@ -102,7 +102,7 @@ class GptImgInsufficientCreditsError(GptImgError):
 
 
 class GptImgTaskNotFoundError(GptImgError):
-    """The API knows no such image task, or it belongs to another user: HTTP 404."""
+    """The API does not know the image task, or it belongs to another user: HTTP 404."""
 
 
 class GptImgRateLimitError(GptImgError):

@@ -112,7 +112,7 @@ class Schedule:
 
 @dataclass
 class Progress:
-    """What the log of a waiting task tells a person: each change of status, and a sign of life each 30 s.
+    """Log lines of a waiting task: each change of status, and a sign of life each 30 s.
 
     :param log: Takes one line.
     """
@@ -199,7 +199,7 @@ class Wait:
         return self._queue[0][0] if self._queue else None
 
     def expired(self, now: float) -> bool:
-        """Whether the time is up."""
+        """True if the time is up."""
         return self.deadline is not None and now >= self.deadline
 
     def pop_due(self, now: float) -> str | None:
@@ -262,7 +262,7 @@ class Wait:
 
     @property
     def is_unsure(self) -> bool:
-        """Whether a task was not found that may be new: nobody knows when it was submitted."""
+        """True if a task was not found that may be new: nobody knows when it was submitted."""
         return any(self.submissions.get(task_id, self.submitted_at) is None for task_id in self._unseen_since)
 
     def submission_of(self, task_id: str) -> float | None:

@@ -33,7 +33,7 @@ def count_poll(outcome: ImageTask | GptImgError, *, waited: bool = True, in_trig
     """
     stats = _stats(in_triggerer)
     status = getattr(outcome, "status", "error")
-    if status not in _OUTCOMES:  # in the server's words, each of which would be a time series
+    if status not in _OUTCOMES:  # each unknown status would make a time series
         status = "other"
     stats.incr("gptimg.polls", 1, tags={"outcome": status})
     seconds = getattr(outcome, "seconds", None)

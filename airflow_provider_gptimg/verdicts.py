@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an error means to Airflow: fail at once, retry, or retry later."""
+"""Map errors to Airflow's behaviour: fail at once, retry, or retry later."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ if RetryPolicy is not None:
             return RetryDecision.default()
 
         def serialize(self) -> dict[str, Any]:
-            """Return nothing: the policy has no settings."""
+            """Return an empty dict: the policy has no settings."""
             return {}
 
         @classmethod

@@ -181,7 +181,7 @@ class TaskWait:
 
     @property
     def is_expired(self) -> bool:
-        """Whether time is up."""
+        """True if time is up."""
         return self._wait.expired(time.time())
 
     @property
@@ -215,7 +215,7 @@ class TaskWait:
 
     @property
     def outcomes(self) -> dict[str, ImageTask | GptImgError]:
-        """How each task ended: the completed task, or an error."""
+        """The end of each task: the completed task, or an error."""
         return {task_id: self._wait.outcome(task_id) for task_id in dict.fromkeys(self.task_ids)}
 
     def results(self, images: int | None = None) -> list[ImageTask]:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is said on the wire: pure, without I/O, clock or Airflow."""
+"""The wire format of the API: pure, without I/O, clock or Airflow."""

@@ -26,7 +26,7 @@ class Call:
 
     @property
     def is_submit(self) -> bool:
-        """Whether an accepted call costs credits."""
+        """True if an accepted call costs credits."""
         return self.method == "POST"
 
 

@@ -153,7 +153,7 @@ class ImageRequest:
 
 
 def _is_missing(value: object) -> bool:
-    """Whether an optional argument is not given: as it is, as a template renders it, or as tables write it."""
+    """True if an optional argument is not given: as it is, as a template renders it, or as tables write it."""
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, float) and math.isnan(value))

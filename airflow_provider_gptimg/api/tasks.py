@@ -89,7 +89,7 @@ class ImageTask:
 
     @property
     def is_final(self) -> bool:
-        """Whether the status will not change any more."""
+        """True if the status will not change any more."""
         return self.status in (COMPLETED, FAILED)
 
     @property

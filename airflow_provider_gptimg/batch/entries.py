@@ -23,7 +23,7 @@ __all__ = ["Book", "Entry", "Standing"]
 
 
 class Standing(Enum):
-    """How a request stands in this attempt."""
+    """The state of a request in this attempt."""
 
     PENDING = "to be submitted"
     IN_FLIGHT = "submitted"
@@ -101,7 +101,7 @@ class Entry:
 
     @property
     def request(self) -> ImageRequest:
-        """What is asked for."""
+        """The request itself."""
         assert self.asked is not None  # noqa: S101 - a request that is not asked for is not worked on
         return self.asked.request
 

@@ -24,7 +24,7 @@ _LOOK_AGAIN = 120.0
 
 @dataclass(frozen=True)
 class Limits:
-    """What an operator's arguments say of a batch.
+    """Limits of a batch, from the operator's arguments.
 
     :param max_in_flight: Image tasks under way at a time.
     :param on_unknown: `fail` or `resubmit`, for requests that do not say so themselves.

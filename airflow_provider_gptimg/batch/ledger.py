@@ -91,7 +91,7 @@ class Ledger:
 
     @property
     def lasts(self) -> bool:
-        """Whether another process can read it."""
+        """True if another process can read it."""
         return self._store.lasts
 
     def enter(self, requests: Sequence[BatchRequest]) -> list[Entry]:
@@ -190,7 +190,7 @@ class Ledger:
                 "content_type": mirrored.content_type,
                 "size": mirrored.size,
                 "sha256": mirrored.sha256,
-                "pixels": list(mirrored.pixels) if mirrored.pixels else None,  # a tuple is no JSON to Airflow
+                "pixels": list(mirrored.pixels) if mirrored.pixels else None,  # Airflow's JSON has no tuples
                 "source_url": mirrored.source_url,
                 "skipped": mirrored.skipped,
             }

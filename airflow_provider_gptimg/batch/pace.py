@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast an attempt may submit, as the API lets it; small enough to go along when the task defers."""
+"""The rate at which an attempt may submit; small enough to travel with a deferral."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Pace:
 
     @property
     def is_short(self) -> bool:
-        """Whether that is soon enough to wait for it and do nothing else."""
+        """True if that is soon enough to wait for it and do nothing else."""
         return self.pause <= MAX_WAIT and (self.refusals < MAX_ATTEMPTS or not self.pause)
 
     def slow_down(self, refused: Sequence[GptImgError], accepted: bool) -> None:

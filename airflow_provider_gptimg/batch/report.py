@@ -27,7 +27,7 @@ _SMALL = 3500
 
 @dataclass(frozen=True)
 class Report:
-    """How each request of a batch ended.
+    """The end of each request of a batch.
 
     :param unknown: Submitted, and nobody knows the outcome; also those that are not asked for any more.
     :param stopped: The error that ended submission early.
@@ -49,7 +49,7 @@ class Report:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every request is mirrored."""
+        """True if every request is mirrored."""
         return not (self.failed or self.unknown or self.not_submitted)
 
     def summary(self, manifest: str | None) -> dict[str, Any]:

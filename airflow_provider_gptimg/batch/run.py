@@ -125,7 +125,7 @@ class Batch:
             )
 
     def recover(self, store: S3Store) -> None:
-        """Take up, once an attempt, what earlier ones mirrored and S3 has no more: it is paid for."""
+        """Once an attempt: mirror again what earlier attempts mirrored and S3 no longer has. It is paid for."""
         mirrored = [entry for entry in self.entries if self.standing(entry) is Standing.MIRRORED]
         here = [entry for entry in mirrored if entry.task_id not in self._in_flight]
         sizes = {entry: {fact["key"]: fact["size"] for fact in (entry.objects or {})["objects"]} for entry in here}
@@ -198,7 +198,7 @@ class Batch:
 
     @property
     def can_defer(self) -> bool:
-        """Whether another process can go on, and there is time enough to start one."""
+        """True if another process can go on, and there is time enough to start one."""
         return self._ledger.lasts and bool(self._in_flight) and not (self._is_paused and self.pace.is_short)
 
     def hold(self) -> None:
@@ -261,7 +261,7 @@ class Batch:
 
     @property
     def _is_paused(self) -> bool:
-        """Whether there are requests and room for them, and only the API's wish for a pause keeps them back."""
+        """True if there are requests and room for them, and only the API's wish for a pause keeps them back."""
         return self._may_submit and self._room > 0
 
     @property

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the decorators ask of the function below them."""
+"""Checks of the function below a decorator."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class _GptImgDecoratedOperator(DecoratedOperator, GptImgGenerateOperator):
         arguments = returned if isinstance(returned, Mapping) else {"prompt": returned}
         if unknown := sorted(str(name) for name in arguments if name not in _SUBMIT_ARGUMENTS):
             raise GptImgRequestError(
-                f"The function of @task.gptimg returned {unknown[0]!r}, which is no submit argument: "
+                f"The function of @task.gptimg returned {unknown[0]!r}, which is not a submit argument: "
                 f"{', '.join(_SUBMIT_ARGUMENTS)} are"
             )
         for name, value in arguments.items():
@@ -93,7 +93,7 @@ def gptimg_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any
     """Make a task of a function that returns a prompt, or a dict of submit arguments.
 
     The task's XCom is the finished task (dict). What the function returns is not rendered as Jinja. If it returns
-    something else at a retry, that is a changed request, which is submitted anew: keep it deterministic.
+    something else at a retry, that is a changed request, which is submitted and paid for again: keep it deterministic.
 
     :param python_callable: The function.
     :param kwargs: Arguments of :class:`.GptImgGenerateOperator`; the function's dict wins over them.

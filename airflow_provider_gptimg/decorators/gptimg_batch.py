@@ -63,7 +63,7 @@ class _GptImgBatchDecoratedOperator(DecoratedOperator, GptImgBatchToS3Operator):
         lazy = isinstance(returned, Iterable) and not isinstance(returned, (str, Mapping))
         self.requests = list(returned) if lazy else returned
         if self.deferrable and (ti := context.get("ti")):
-            # Asked again after each deferral, the function might say something else, which would be paid for anew.
+            # Asked again after each deferral, the function might say something else, which would be paid for again.
             ti.xcom_push(key=_REQUESTS_KEY, value=self.requests)
         return super().execute(context)
 

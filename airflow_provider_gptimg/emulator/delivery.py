@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a fault looks on the wire: answers that are foreign, late, cut short or never come."""
+"""Faults on the wire: foreign, late, cut and missing answers."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def _clamp(side: float) -> int:
     return min(max(round(side), _SHORTEST), _LONGEST)
 
 
-# Bounded: an evicted picture is drawn anew, to the same bytes.
+# Bounded: an evicted picture is drawn again, to the same bytes.
 @lru_cache(maxsize=256)
 def draw(prompt: str, number: int, n: int, task_id: str, aspect_ratio: str | None, image_format: str) -> bytes:
     """Draw image `number` (from 1) of `n`; the same arguments give the same bytes."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the emulated service knows: users, their credits, and the image tasks they pay for. No HTTP here."""
+"""State of the emulated service: users, their credits, and the image tasks they pay for. No HTTP here."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class State:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all that happened; the key, the balance and the random numbers start anew."""
+        """Forget all that happened; reset the key, the balance and the random numbers."""
         with self._lock:
             api_key, credits = self._start
             self._random = random.Random(self._seed)  # noqa: S311 -- nothing here is secret

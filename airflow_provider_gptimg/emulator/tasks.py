@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an image task is, the pictures it ends with, and the credits it moves."""
+"""Image tasks, their pictures, and the credits they move."""
 
 from __future__ import annotations
 

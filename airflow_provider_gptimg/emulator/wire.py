@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the API says it: the JSON of requests, tasks and errors."""
+"""The JSON of requests, tasks and errors."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class HostError(Exception):
 
 @dataclass(frozen=True)
 class Source:
-    """Where a picture is.
+    """The place of a picture.
 
     :param url: May hold a signature, so it must not be shown.
     :param verify: An SSL context.

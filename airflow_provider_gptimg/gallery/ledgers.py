@@ -21,7 +21,7 @@ from airflow_provider_gptimg.journal.entries import Submitted, read_first_releas
 __all__ = ["STATE_KEYS", "read_submissions"]
 
 STATE_KEYS = "gptimg"
-"""What the keys start with."""
+"""Prefix of the keys."""
 
 _PREFIX = "gptimg:"
 _INTENT = re.compile(re.escape(_PREFIX) + r"(\d{1,6})\.(\d{1,6})\.intent")

@@ -40,7 +40,7 @@ class Places:
 
     @property
     def taken(self) -> int:
-        """How many places are taken."""
+        """Number of places taken."""
         return self._taken.total()
 
     @asynccontextmanager

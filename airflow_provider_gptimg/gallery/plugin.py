@@ -34,13 +34,13 @@ class GptImgGalleryPlugin(AirflowPlugin):
 
     @classmethod
     def on_load(cls, *args: Any, **kwargs: Any) -> None:
-        """Say so where there is no gallery."""
+        """Log a line where Airflow cannot show the gallery."""
         if not HAS_GALLERY:
             log.info("No gallery of generated images: Airflow %s cannot show it, 3.1 and newer can", AIRFLOW_VERSION)
 
     @cached_property
     def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """What the API server mounts."""
+        """Apps for the API server to mount."""
         if not HAS_GALLERY:
             return []
         from airflow_provider_gptimg.gallery.app import make_app
@@ -49,7 +49,7 @@ class GptImgGalleryPlugin(AirflowPlugin):
 
     @cached_property
     def external_views(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """Where the page is shown."""
+        """Places in Airflow's UI that show the page."""
         if not HAS_GALLERY:
             return []
         page = urlsplit(conf.get("api", "base_url", fallback="")).path.rstrip("/") + f"{_PREFIX}/"

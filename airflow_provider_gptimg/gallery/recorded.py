@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a task instance recorded about images, read from values that anybody may have written; pure."""
+"""Read what a task instance recorded about images, from values that anybody may have written; pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]*")
 
 @dataclass(frozen=True)
 class Picture:
-    """Where the bytes of an image are.
+    """The place of an image's bytes.
 
     :param url: Where the vendor hosts it.
     :param bucket: Of its object in S3, likewise `key`; None: it has none.
@@ -66,7 +66,7 @@ class Submission:
 
 @dataclass(frozen=True)
 class Record:
-    """What Airflow knows of a task instance.
+    """A task instance, as Airflow knows it.
 
     :param state: Airflow's; None: not scheduled yet.
     :param fields: Its rendered template fields; empty where Airflow keeps them no longer.
@@ -87,7 +87,7 @@ class Record:
 
     @property
     def n(self) -> int:
-        """How many images it was asked for, as far as that is known."""
+        """Number of images requested, as far as it is known."""
         n = str(self.fields.get("n", 1))
         return int(n) if n in ("1", "2", "3", "4") else 1
 

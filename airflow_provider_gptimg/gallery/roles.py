@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tasks of a Dag are to its images, read from the Dag as Airflow has serialized it; pure.
+"""The role of each task of a Dag, read from the serialized Dag; pure.
 
 A task is known by its template fields, which subclasses inherit, whatever their names are.
 """
@@ -15,7 +15,7 @@ __all__ = ["Graph", "Role"]
 
 
 class Role(Enum):
-    """What a task does."""
+    """The role of a task."""
 
     SUBMIT = "asks for images"
     BATCH = "asks for many, and mirrors them"
@@ -24,7 +24,7 @@ class Role(Enum):
 
     @property
     def submits(self) -> bool:
-        """Whether it asks for images of its own."""
+        """True if it asks for images of its own."""
         return self in (Role.SUBMIT, Role.BATCH)
 
     @classmethod

@@ -39,7 +39,7 @@ _BUSY = "Airflow shows enough images at the moment"
 
 @dataclass(frozen=True)
 class Pick:
-    """Which image of which task instance is asked for."""
+    """One image of one task instance, as requested."""
 
     dag_id: str
     run_id: str

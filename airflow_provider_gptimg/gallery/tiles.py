@@ -27,7 +27,7 @@ TaskInstance = tuple[str, int]
 
 @dataclass
 class _Failure:
-    """Why there is no image, or none in S3.
+    """The reason for a missing image.
 
     :param record: The task instance that failed.
     :param instead_of: The task that did not run for that reason; None: it is `record` itself.
@@ -69,12 +69,12 @@ class _Entry:
 
     @property
     def indices(self) -> Sequence[int]:
-        """Which images there are, or are to be."""
+        """The images of the tile, finished or not."""
         return sorted(self.pictures) or range(1 if self.failure else self.n)
 
     @property
     def is_in_s3(self) -> bool:
-        """Whether there are pictures, all of them in S3."""
+        """True if there are pictures, all of them in S3."""
         return bool(self.pictures) and all(picture.bucket for picture, _ in self.pictures.values())
 
     @property
@@ -85,7 +85,7 @@ class _Entry:
 
 @dataclass(frozen=True)
 class Credits:
-    """What a run's images cost, as far as it is recorded.
+    """The recorded cost of a run's images.
 
     :param unknown: May have been charged: the outcome of their submits is unknown.
     """

@@ -170,7 +170,7 @@ class ConnectionSettings:
 
     @property
     def has_path(self) -> bool:
-        """Whether the API is served below a path of its host."""
+        """True if the API is served below a path of its host."""
         return self.base_url != str(self.origin)
 
     def refuse_key(self, call: Call) -> None:
@@ -211,7 +211,7 @@ def name_connection(error: GptImgAuthError, conn_id: str) -> GptImgAuthError:
 
 
 def _is_missing(error: Exception) -> bool:
-    """Whether Airflow has no such connection; some of its versions say so by an error of another class."""
+    """True if Airflow has no such connection; some of its versions say so by an error of another class."""
     from airflow_provider_gptimg.airflow_compat import AirflowNotFoundException
 
     return isinstance(error, AirflowNotFoundException) or "CONNECTION_NOT_FOUND" in str(error)

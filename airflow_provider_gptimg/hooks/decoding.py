@@ -9,7 +9,7 @@ from collections.abc import Iterator
 __all__ = ["ACCEPT_ENCODING", "BodyError", "BodyTooLargeError", "BoundedBody"]
 
 ACCEPT_ENCODING = "gzip, deflate"
-"""What to ask for where a :class:`BoundedBody` reads the answer."""
+"""Accept-Encoding header for answers that a :class:`BoundedBody` reads."""
 
 _PIECE = 64 * 1024
 _GZIP = 16 + zlib.MAX_WBITS

@@ -74,7 +74,7 @@ class GptImgHook(BaseHook):
 
     @cached_property
     def settings(self) -> ConnectionSettings:
-        """What the connection says, checked.
+        """Settings of the connection, checked.
 
         :raises GptImgRequestError: There is none, or a field of it is wrong, e.g. an unsafe host.
         :raises GptImgAuthError: It has no key.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What connection and environment say of the way to a host: whose certificates to trust, and which proxy to take."""
+"""Certificates to trust and proxies to use, from the connection and the environment."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tls_context(verify: bool | str) -> ssl.SSLContext:
 
 
 def _state(path: str) -> tuple[int, int, int]:
-    """What changes when a bundle is renewed in place."""
+    """Return what changes when a bundle is renewed in place."""
     state = Path(path).stat()
     return state.st_mtime_ns, state.st_size, state.st_ino
 

@@ -119,7 +119,7 @@ class HostPattern:
         return cls(host, Origin("https", host, int(match[2] or 443)).port, below)
 
     def allows(self, origin: Origin) -> bool:
-        """Whether an image may come from `origin`."""
+        """True if an image may come from `origin`."""
         if origin.scheme != "https" or origin.port != self.port:
             return False
         if self.below:

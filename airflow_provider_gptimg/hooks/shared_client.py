@@ -45,7 +45,7 @@ _FRESH = 60.0
 
 @dataclass(frozen=True)
 class _Way:
-    """How to reach the API as the connection said at some time; calls may be under way on earlier ones."""
+    """One way to reach the API. A changed connection makes a new one while calls go on over the old."""
 
     context: SSLContext
     proxy: str | None

@@ -28,7 +28,7 @@ class TimeLimit:
     def __init__(self, seconds: float) -> None:
         self.is_over: bool = False
         self.only_asked_proxy: bool = False
-        """Whether only the CONNECT to a proxy went out: then the call itself was not sent."""
+        """True if only the CONNECT to a proxy went out: then the call itself was not sent."""
         self._seconds = seconds
         self._stream: Any = None
         self._started = 0.0

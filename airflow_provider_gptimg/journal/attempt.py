@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["FIRST_RELEASE_KEY", "Attempt", "NotSentError"]
 
 FIRST_RELEASE_KEY = "gptimg_submission"
-"""Where release 0.1 kept its record in the task state store."""
+"""Key of release 0.1's record in the task state store."""
 
 _FRESH = 1.0
 """Seconds that a look for later attempts holds: who takes longer from there to the POST was frozen, and looks again."""
@@ -41,7 +41,7 @@ class NotSentError(GptImgError):
 
 
 class Attempt:
-    """What one attempt knows, and may do.
+    """One attempt of a task instance, and its view of the journal.
 
     :param store: Of the task instance's journal.
     :param number: The attempt's `try_number`.
@@ -179,7 +179,7 @@ class Attempt:
         once_ended_well(self._ti, note_if_recorded)
 
     def deliver(self, name: str) -> None:
-        """Have noted, once Airflow has recorded the success, that a later clear means "make new ones".
+        """After Airflow has recorded the success, note that a later clear submits again.
 
         :param name: Of the submission whose images the task returns.
         """

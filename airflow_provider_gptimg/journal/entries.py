@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a journal says of each POST, and what an attempt does about it: a table, without I/O.
+"""Entries of the journal for each POST, and the decision table over them; pure.
 
 Each POST has an *intent*, written before it, and an *outcome*, written after it: accepted or certainly refused. An
 intent without an outcome is an unknown submission.
@@ -51,7 +51,7 @@ class Submitted:
 
     @property
     def is_unknown(self) -> bool:
-        """Whether nobody knows what came of it."""
+        """True if its outcome is unknown."""
         return self.task_id is None and self.refused is None
 
     @property
@@ -104,7 +104,7 @@ def _number(value: Any) -> Any:
 
 
 class Decision(Enum):
-    """What an attempt does, in the words of its log."""
+    """Decision of an attempt; the value is its log line."""
 
     SUBMIT = "There is no earlier submission: submitting"
     SUBMIT_CHANGED = "The request was changed since the earlier submission: submitting again, which costs credits again"
@@ -119,7 +119,7 @@ class Plan:
     """A decision, and the submissions that it rests on.
 
     :param paid: Those to take up, the latest first.
-    :param unknown: Those of which nobody knows the outcome.
+    :param unknown: Submissions with an unknown outcome.
     :param accepted: All that were accepted and not refunded, the latest first.
     """
 
@@ -130,7 +130,7 @@ class Plan:
 
 
 def unknown_of(submissions: Iterable[Submitted]) -> list[Submitted]:
-    """Return those of which nobody knows the outcome, and that no later accepted one has replaced on purpose."""
+    """Return submissions with an unknown outcome, unless a later accepted one replaced them on purpose."""
     submissions = list(submissions)
     replaced = {name for known in submissions if known.task_id for name in known.passes_over}
     return [known for known in submissions if known.is_unknown and known.name not in replaced]

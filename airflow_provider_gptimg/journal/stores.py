@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a journal lives: S3 objects, Airflow's task state store, Airflow Variables, or nowhere.
+"""Stores of the journal: S3 objects, Airflow's task state store, Airflow Variables, or none.
 
 Each entry has a key of its own and is written once, so a write that Airflow executes late or twice changes nothing.
 """
@@ -30,17 +30,17 @@ _PREFIX = "gptimg:"
 
 
 class Store(ABC):
-    """Where the journal of one task instance lives: JSON objects by name.
+    """The store of one task instance's journal: JSON objects by name.
 
     A store that cannot be read or written raises an error that Airflow may retry; it never says "there is none".
     """
 
     lasts = True
-    """Whether it outlives the attempt."""
+    """True if it outlives the attempt."""
     forgets = False
-    """Whether what was delivered is deleted."""
+    """True if what was delivered is deleted."""
     way_to_drop = "delete the journal"
-    """How a person makes the provider forget all that it knows of the task instance."""
+    """Instruction for a person who wants the provider to forget the task instance."""
 
     @abstractmethod
     def get(self, name: str) -> Any:

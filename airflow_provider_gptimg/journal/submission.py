@@ -106,7 +106,7 @@ class Submission:
         return self._standing
 
     def deliver(self, name: str | None, task_id: str) -> None:
-        """Have noted, once Airflow has recorded the success, that from then on a clear means "make new ones".
+        """After Airflow has recorded the success, note that a later clear submits again.
 
         :param name: Of the submission; None, as a release 0.1 that deferred: look for that of `task_id`.
         """

@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 GALLERY_ROUTE = "gptimg-images"
-"""Where the gallery stands among Airflow's pages, and on each task instance."""
+"""Route of the gallery's tab on a task instance."""
 
 log: logging.Logger = logging.getLogger(__name__)
 

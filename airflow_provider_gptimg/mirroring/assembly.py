@@ -40,7 +40,7 @@ class Arguments(Protocol):
 
 @dataclass(frozen=True)
 class Mirroring:
-    """Where images go, and the means to bring them there. Make one with :meth:`assemble`.
+    """Destination, store and manifest of a mirror. Make one with :meth:`assemble`.
 
     :param s3: The Airflow hook that `store` is made of.
     :param manifest: None: no manifest.

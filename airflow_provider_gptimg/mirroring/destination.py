@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where images go, as an operator's arguments say; checked before anything is waited for."""
+"""The destination of images, from an operator's arguments; checked before any wait."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class KeyPattern:
 
     @property
     def folder(self) -> str:
-        """What all its keys start with, up to a slash, which is left out; empty if they share nothing."""
+        """Common folder of all its keys, without the trailing slash; empty if they share none."""
         return self._parts[0][0].rpartition("/")[0]
 
 

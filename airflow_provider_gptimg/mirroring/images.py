@@ -153,7 +153,7 @@ class ImageReader:
 
     @property
     def is_cut(self) -> bool:
-        """Whether the bytes fed so far are certainly less than the image said it would have."""
+        """True if the bytes fed so far are certainly less than the image said it would have."""
         if self._format is PNG:
             return self._followed and not (self._ended and self._seen >= self._need)
         if self._format is WEBP:
@@ -162,7 +162,7 @@ class ImageReader:
 
     @property
     def ends_well(self) -> bool:
-        """Whether the image has come to its end; for a transfer whose length nobody said."""
+        """True if the image has come to its end; for a transfer whose length nobody said."""
         return not self.is_cut and (self._ended or self._format is WEBP)
 
 

@@ -39,7 +39,7 @@ def list_each(
 
 
 def find_missing(store: S3Store, bucket: str, groups: Mapping[Group, Mapping[str, int]]) -> list[Group]:
-    """Return the groups of which an object is not in the bucket any more, or has another size.
+    """Return the groups with an object that is gone from the bucket or has another size.
 
     What S3 does not tell, for example since we may not list, counts as being there.
 

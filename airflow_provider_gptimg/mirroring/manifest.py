@@ -20,7 +20,7 @@ __all__ = ["Manifest", "manifest_lines"]
 
 
 class Manifest:
-    """An S3 object that one task instance writes, and writes anew when it runs again.
+    """An S3 object that one task instance writes, and overwrites when it runs again.
 
     :param context: Of the task instance.
     :param replace: Overwrite what another one has written there.

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["SINGLE_PUT_LIMIT", "Content", "S3Store", "bucket_refusal", "check_bucket", "read_etag", "s3_client"]
 
 SINGLE_PUT_LIMIT = 5 * 1024**3
-"""Bytes that S3 takes in one PUT; there is no use for larger images."""
+"""Most bytes that S3 accepts in one PUT."""
 
 _PUT_ATTEMPTS = 4
 _BLOCK = 1024 * 1024
@@ -151,7 +151,7 @@ class S3Store:
 
     @property
     def is_aws(self) -> bool:
-        """Whether this is AWS itself."""
+        """True if this is AWS itself."""
         host = urlsplit(self._client.meta.endpoint_url).hostname or ""
         return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
 
@@ -357,7 +357,7 @@ def read_etag(answer: Mapping[str, Any]) -> str:
 
 
 def md5_of(file: IO[bytes]) -> bytes:
-    """Return the MD5 of a file, which is no secret, and which S3 uses as ETag and as checksum."""
+    """Return the MD5 of a file, which S3 uses as ETag and as checksum; not for security."""
     file.seek(0)
     md5 = hashlib.md5(usedforsecurity=False)
     while block := file.read(_BLOCK):
@@ -374,7 +374,7 @@ def _status(error: Exception) -> int:
 
 
 def _response(error: Exception) -> dict[str, Any]:
-    # A connection that was lost has no answer; botocore has None for it then.
+    # After a lost connection botocore has None here.
     return getattr(error, "response", None) or {}
 
 

@@ -43,7 +43,7 @@ class S3Server:
 
     @property
     def endpoint_url(self) -> str:
-        """Where it listens."""
+        """URL of the server."""
         host, port = self._server.get_host_and_port()
         return f"http://{host}:{port}"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the demo's DAG talks to: stand-ins on this machine, or the real API and the real S3."""
+"""Services for the demo's DAG: stand-ins on this machine, or the real API and the real S3."""
 
 from __future__ import annotations
 

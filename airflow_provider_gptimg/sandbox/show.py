@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the demo shows: how a run goes, what came of it, and what went wrong."""
+"""Output of the demo: progress, results and errors of a run."""
 
 from __future__ import annotations
 

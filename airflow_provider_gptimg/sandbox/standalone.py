@@ -203,7 +203,7 @@ def _environment(home: Path, url: str, dags_folder: Path) -> dict[str, str]:
     inherited = {
         name: value
         for name, value in os.environ.items()
-        # Without bytecode each process would compile all of Airflow anew.
+        # Without bytecode each process would compile all of Airflow again.
         if not name.startswith("AIRFLOW") and name not in ("PYTHONDONTWRITEBYTECODE", "GPTIMG_API_KEY")
     }
     loopback = "127.0.0.1,localhost"

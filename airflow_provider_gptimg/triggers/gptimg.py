@@ -147,7 +147,7 @@ class GptImgTaskTrigger(BaseTrigger):
         return wait_for(client, wait, since)
 
     def _is_readable(self) -> bool:
-        """Whether the ids are ids; if not, such as a list that Jinja made text of, the worker has the value itself."""
+        """True if the ids are ids; if not, such as a list that Jinja made text of, the worker has the value itself."""
         try:
             for given in self._task_ids:
                 check_task_id(given)
