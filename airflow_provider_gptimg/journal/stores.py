@@ -46,6 +46,16 @@ class Store(ABC):
     def get(self, name: str) -> Any:
         """Return an entry; None: there is none."""
 
+    def read(self, name: str) -> Any:
+        """Return an entry as :meth:`get` does, where :meth:`check` follows."""
+        return self.get(name)
+
+    def check(self) -> None:  # noqa: B027 - most stores have nothing to check
+        """Check, after some calls of :meth:`read`, that what they did not find is not there.
+
+        :raises GptImgError: Airflow has replaced this attempt.
+        """
+
     @abstractmethod
     def put(self, name: str, entry: dict[str, Any]) -> bool:
         """Write an entry once; return whether it is there now, and not another one in its place."""
@@ -97,12 +107,21 @@ class StateStore(Store):
 
     def get(self, name: str) -> Any:
         """Return an entry; None: there is none."""
-        with _told("read", self):
-            entry = self._state.get(_PREFIX + name)
-            # Airflow says "there is none" as well when a retry has replaced this attempt.
-            if entry is None and self._own and self._state.get(self._own) is None:
-                raise GptImgError("Airflow knows this attempt no longer: a later one has replaced it")
+        entry = self.read(name)
+        if entry is None:
+            self.check()
         return entry
+
+    def read(self, name: str) -> Any:
+        """Return an entry; None: there is none, or this attempt is replaced."""
+        with _told("read", self):
+            return self._state.get(_PREFIX + name)
+
+    def check(self) -> None:
+        """Check that Airflow still knows this attempt: else it answers "there is none" to all that is read."""
+        with _told("read", self):
+            if self._own and self._state.get(self._own) is None:
+                raise GptImgError("Airflow knows this attempt no longer: a later one has replaced it")
 
     def put(self, name: str, entry: dict[str, Any]) -> bool:
         """Write an entry once."""

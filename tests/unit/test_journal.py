@@ -307,6 +307,24 @@ class TestAttempts:
         with pytest.raises(NotSentError):
             first.look_again(SENT)
 
+    @pytest.mark.parametrize(("seconds", "may_send"), [(3.0, True), (60.0, False)], ids=["slow", "as-good-as-gone"])
+    def test_a_store_that_is_slow_each_time_keeps_nobody_from_sending(self, context, monkeypatch, seconds, may_send):
+        clock = [1000.0]
+        monkeypatch.setattr(attempt_module, "time", SimpleNamespace(time=lambda: clock[0], sleep=time.sleep))
+        first = self.attempt(context)
+        get, looks = first.store.get, []
+
+        def slow(name):
+            looks.append(name)
+            clock[0] += seconds
+            return get(name)
+
+        monkeypatch.setattr(first.store, "get", slow)
+        with nullcontext() if may_send else pytest.raises(NotSentError, match="to answer"):
+            first.intend(SENT)
+            first.look_again(SENT)
+        assert len(looks) == 5
+
     def test_a_stopped_one_ends_its_pause_and_sends_nothing(self, context):
         stopped = self.attempt(context)
         stopped.is_stopped = True
