@@ -7,6 +7,7 @@ import ipaddress
 import os
 import re
 import ssl
+import threading
 from functools import lru_cache
 from pathlib import Path
 from urllib.request import getproxies, proxy_bypass
@@ -19,6 +20,7 @@ from airflow_provider_gptimg.hooks.origin import Origin, parse_host
 __all__ = ["proxy_for", "tls_context"]
 
 _CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_DIR")
+_making = threading.Lock()
 
 
 def tls_context(verify: bool | str) -> ssl.SSLContext:
@@ -35,7 +37,11 @@ def tls_context(verify: bool | str) -> ssl.SSLContext:
     if not named:
         named = {name: path for name in _CA_VARIABLES if (path := os.environ.get(name))}
     try:
-        return _context(True, tuple((path, _state(path)) for path in named.values()))
+        # Variables often name one file under several paths: read it once.
+        paths = dict.fromkeys(os.path.realpath(path) for path in named.values())
+        states = tuple((path, _state(path)) for path in paths)
+        with _making:  # else threads that start together each make one
+            return _context(True, states)
     except (OSError, ValueError) as error:
         names = ", ".join(f"{name}={path!r:.200}" for name, path in named.items())
         raise GptImgRequestError(f"No CA bundle can be read from {names}: {error}") from None

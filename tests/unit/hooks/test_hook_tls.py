@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from queue import Queue
 from ssl import Purpose, create_default_context
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from airflow_provider_gptimg.api import protocol
 from airflow_provider_gptimg.exceptions import GptImgServerError
 from airflow_provider_gptimg.hooks import shared_client as module
 from airflow_provider_gptimg.hooks.gptimg import GptImgHook
+from airflow_provider_gptimg.hooks.network import tls_context
 from airflow_provider_gptimg.hooks.shared_client import shared_client
 
 
@@ -124,3 +126,14 @@ async def test_a_mended_bundle_serves_waits_that_go_on(emulator, https, connect,
         assert (await client.get_task(task_id)).task_id == task_id
         inner = [way.session for way in client._ways]
     assert [one.closed for one in inner] == [True, True]
+
+
+def test_threads_that_start_together_read_a_bundle_once(bundle):
+    together = threading.Barrier(8)
+
+    def context(_):
+        together.wait()
+        return tls_context(bundle)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(context, range(8)))) == 1
