@@ -298,6 +298,7 @@ def scenes() -> Iterator[Callable[[str], Scene]]:
     """An Airflow, with an API for each cell and for each other test of this module; returns what belongs to a name."""
     names = {cell.name: 3600 if cell.point.script is wait else 3 for cell in CELLS}
     names |= {"a failure": 3600, "a late failure": 0, "a success": 0, "an unknown outcome": 0}
+    names |= {"a stop in a pause": 0, "a success that is refused": 0}
     # Long enough for Airflow to defer a task in peace.
     schedule = {"first_poll_after": 3, "poll_interval": 1}
     with ExitStack() as stack:
@@ -487,3 +488,40 @@ def test_after_an_unknown_outcome_only_a_person_goes_on(scenes: Callable[[str], 
     assert cleared(scene.run) == "success"
     _, second = scene.emulator.ledger
     assert delivered(scene.run, scene.emulator) == second.task_id
+
+
+def mark_failed(run: DagRun) -> None:
+    """Mark the running task failed, as a person does in the UI; `execute` runs on for some seconds."""
+    run.api.call("PATCH", f"{run.path}/taskInstances/{TASK}", {"new_state": "failed"})
+
+
+def test_a_task_that_is_marked_failed_in_a_pause_sends_nothing_more(scenes: Callable[[str], Scene]) -> None:
+    scene = scenes("a stop in a pause")
+    scene.emulator.fault("submit", 429, retry_after=3)
+    scene.run = start(scene, SUBMIT)
+    until(lambda: scene.emulator.calls, LIMIT, "the first POST", pause=0.05)
+    mark_failed(scene.run)
+    until(lambda: "The task is stopped" in scene.run.log(TASK), LIMIT, "the stop")
+    until(lambda: "nothing more is sent" in scene.run.log(TASK), LIMIT, "the end of the pause")
+    assert scene.emulator.ledger == []
+
+    assert cleared(scene.run) == "success"
+    [charge] = scene.emulator.ledger
+    assert delivered(scene.run, scene.emulator) == charge.task_id
+
+
+def test_a_success_that_airflow_refuses_is_no_delivery(scenes: Callable[[str], Scene]) -> None:
+    """Its task was marked failed before it ended well: its callbacks run all the same."""
+    scene = scenes("a success that is refused")
+    hold = scene.gate.hold(scene.name, "write the task id", "answer")
+    scene.run = start(scene, SUBMIT)
+    assert hold.reached.wait(LIMIT)
+    process, _ = scene.airflow.task_processes(scene.run, TASK)
+    mark_failed(scene.run)
+    hold.let_go()
+    until(lambda: not process.is_running(), LIMIT, "its end")
+    assert record_of(scene.run) == "task id"
+
+    assert cleared(scene.run) == "success"
+    [charge] = scene.emulator.ledger
+    assert delivered(scene.run, scene.emulator) == charge.task_id
