@@ -24,7 +24,7 @@ from airflow_provider_gptimg.exceptions import GptImgError, GptImgRequestError
 if TYPE_CHECKING:
     from airflow_provider_gptimg.airflow_compat import Context
 
-__all__ = ["MemoryStore", "S3Store", "StateStore", "Store", "VariableStore", "open_store"]
+__all__ = ["MemoryStore", "S3Store", "StateStore", "Store", "VariableStore", "open_store", "owner_of"]
 
 _PREFIX = "gptimg:"
 
@@ -265,6 +265,11 @@ def _told(what: str, store: Store) -> Iterator[None]:
         ) from error
 
 
+def owner_of(dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
+    """Return the hash that a task instance's journal is kept under in S3 and in Variables."""
+    return hashlib.sha256("\0".join([dag_id, run_id, task_id, str(map_index)]).encode()).hexdigest()[:40]
+
+
 def open_store(context: Context) -> Store:
     """Return the store that `[gptimg] journal` says, for the task instance of `context`.
 
@@ -276,7 +281,8 @@ def open_store(context: Context) -> Store:
     map_index = getattr(ti, "map_index", -1)
     map_index = map_index if isinstance(map_index, int) else -1
     is_known = all(isinstance(part, str) for part in identity)
-    owner = hashlib.sha256("\0".join([*map(str, identity), str(map_index)]).encode()).hexdigest()[:40]
+    dag_id, run_id, task_id = map(str, identity)
+    owner = owner_of(dag_id, run_id, task_id, map_index)
     if setting.startswith("s3://"):
         bucket, _, prefix = setting.removeprefix("s3://").partition("/")
         if not bucket:

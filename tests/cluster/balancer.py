@@ -20,7 +20,7 @@ from multidict import CIMultiDict
 sys.path.insert(0, str(Path(__file__).parents[1] / "system"))
 from kill_gate import Gate, Hold, _task_instance
 
-__all__ = ["Balancer", "Stall", "step_of"]
+__all__ = ["Balancer", "Stall", "step_of", "step_of_entry"]
 
 _CHECK_INTERVAL = 2.0
 """Seconds between two health checks, and for one."""
@@ -36,7 +36,30 @@ class Stall(Hold):
     executed: threading.Event = field(default_factory=threading.Event)
 
 
-class Balancer(Gate):
+class StallingGate(Gate):
+    """A gate that can also keep a call until long after its client gave it up."""
+
+    def stall(self, run: str, step: str) -> Stall:
+        """Keep the next such call of a run, as a stalled server or proxy does."""
+        stall = Stall(run, step, "request")
+        self._holds.append(stall)
+        return stall
+
+    async def _stop_at(self, request: web.Request, call: str | None, where: str) -> None:
+        run = call and self._run_of(request)
+        for hold in self._holds:
+            if isinstance(hold, Stall) and (hold.run, hold.call, hold.where) == (run, call, where):
+                request["stall"] = hold
+        await super()._stop_at(request, call, where)
+
+    async def _asked(self, request: web.Request, body: bytes) -> tuple[int, CIMultiDict[str], bytes]:
+        answer = await super()._asked(request, body)
+        if "stall" in request:
+            request["stall"].executed.set()
+        return answer
+
+
+class Balancer(StallingGate):
     """Passes calls on to the API servers in turn.
 
     Like any balancer it lets a server finish a call that its client gave up: a frozen one executes it late.
@@ -64,12 +87,6 @@ class Balancer(Gate):
         self._closing.set()
         super().__exit__()
 
-    def stall(self, run: str, step: str) -> Stall:
-        """Keep the next such call of a run, as a stalled server or proxy does."""
-        stall = Stall(run, step, "request")
-        self._holds.append(stall)
-        return stall
-
     def both_up(self) -> bool:
         """Tell whether each server answered its last health check."""
         return all(self._up.values())
@@ -84,13 +101,8 @@ class Balancer(Gate):
             except httpx.TransportError:
                 self._up[url] = False
 
-    async def _stop_at(self, request: web.Request, call: str | None, where: str) -> None:
-        step = step_of(request.method, request.path)
-        run = step and self._runs.get(_task_instance(request))
-        for hold in self._holds:
-            if isinstance(hold, Stall) and (hold.run, hold.call, hold.where) == (run, step, where):
-                request["stall"] = hold
-        await super()._stop_at(request, step, where)
+    def _call_of(self, request: web.Request, body: bytes) -> str | None:
+        return step_of(request.method, request.path)
 
     async def _asked(self, request: web.Request, body: bytes) -> tuple[int, CIMultiDict[str], bytes]:
         order = [next(self._turn) for _ in self._upstreams]
@@ -102,8 +114,6 @@ class Balancer(Gate):
                 refused = error
                 continue
             self._count(request, answer)
-            if "stall" in request:
-                request["stall"].executed.set()
             return answer
         raise refused
 
@@ -117,13 +127,18 @@ class Balancer(Gate):
 
 
 def step_of(method: str, path: str) -> str | None:
-    """Return which step of a submission a call is: read, intend, look, outcome, end; None: another call.
+    """Return which step of a submission a call of Airflow's API is; None: another call."""
+    owner, _, entry = unquote(path).rpartition("/gptimg:")
+    return step_of_entry(method, entry) if owner else None
+
+
+def step_of_entry(method: str, entry: str) -> str | None:
+    """Return which step of a submission it is to read or write an entry: read, intend, look, outcome, end, or none.
 
     A batch keeps its intents and outcomes in parts; the first that an attempt writes holds intents.
     """
-    owner, _, entry = unquote(path).rpartition("/gptimg:")
     kind = entry.rpartition(".")[2]
-    if not owner or method not in ("GET", "PUT"):
+    if method not in ("GET", "PUT"):
         return None
     if kind == "begun":
         return "look" if method == "GET" else None

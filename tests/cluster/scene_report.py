@@ -13,6 +13,8 @@ from report import table
 
 __all__ = ["page"]
 
+_HEAD = ("task", "first attempt", "requests", "charged", "states", "unknown and named", "late POSTs", "")
+
 
 def page(ends: Sequence[Any], failed: int, seconds: float) -> str:
     """Return the page.
@@ -20,20 +22,6 @@ def page(ends: Sequence[Any], failed: int, seconds: float) -> str:
     :param ends: How the scenes ended, as `scenes.Ended`.
     :param failed: Scenes that did not come to their end.
     """
-    head = ("task", "first attempt", "requests", "charged", "states", "unknown and named", "late POSTs", "")
-    rows = [
-        (
-            end.kind,
-            end.scene,
-            end.requests,
-            " → ".join(map(str, end.charged)),
-            " → ".join(end.states),
-            "yes" if end.named else "no",
-            end.late_posts,
-            "" if end.is_well else "**not as promised**",
-        )
-        for end in ends
-    ]
     twice = sum(max(end.charged) > end.allowed for end in ends)
     return f"""\
 # Several attempts at once
@@ -49,9 +37,33 @@ airflow-provider-gptimg {version("airflow-provider-gptimg")}.
 
 "Frozen" scenes stop the first attempt and its supervisor at a point (SIGSTOP) until Airflow gave it up and the second
 attempt ended; then they let it go on. "A late write" is kept by the balancer, as a stalled server keeps it, and
-executed when its repetition is long done. The journal is in the task state store, the default. "Charged" counts
-image tasks at the end of the second attempt (or right after the click), at the run's end, and, where that failed, after
-a person's clear; "states" are the run's at those moments. "Late POSTs" went out after the thaw or the click.
+executed when its repetition is long done. "Charged" counts image tasks at the end of the second attempt (or right after
+the click), at the run's end, and, where that failed, after a person's clear; "states" are the run's at those moments.
+"Late POSTs" went out after the thaw or the click, and before the clear.
+{"".join(_of(journal, ends) for journal in dict.fromkeys(end.journal for end in ends))}"""
 
-{table(head, rows)}
+
+_PLACES = {"auto": "the task state store (`journal = auto`)"}
+
+
+def _of(journal: str, ends: Sequence[Any]) -> str:
+    """Return the part of the page that is about one place of the journal."""
+    rows = [
+        (
+            end.kind,
+            end.scene,
+            end.requests,
+            " → ".join(map(str, end.charged)),
+            " → ".join(end.states),
+            "yes" if end.named else "no",
+            end.late_posts,
+            "" if end.is_well else "**not as promised**",
+        )
+        for end in ends
+        if end.journal == journal
+    ]
+    return f"""
+## With the journal in {_PLACES.get(journal, f"S3 (`journal = {journal}`)")}
+
+{table(_HEAD, rows)}
 """

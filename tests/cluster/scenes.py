@@ -10,15 +10,17 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import httpx
 import psutil
+from balancer import StallingGate
 from cluster import Cluster
+from journal_gate import JournalGate
 from scene_report import page
 
 from airflow_provider_gptimg.emulator import Emulator
@@ -31,7 +33,10 @@ AT_ONCE = 8
 """Scenes under way at a time; each may hold two slots of a worker."""
 SETTINGS = {"CLUSTER_SENSORS": "1", "AIRFLOW__CELERY__WORKER_CONCURRENCY": "14"}
 
-# Where the first attempt is frozen: at a call of Airflow's API, or at what the API makes of the submit.
+JOURNALS = ("auto", "s3://images/journal")
+"""Values of `[gptimg] journal`: each has a cluster of its own."""
+
+# Where the first attempt is frozen: at a step of its journal, or at what the API makes of the submit.
 GATES = {
     "journal read": ("read", "answer"),
     "before the intent": ("intend", "request"),
@@ -53,8 +58,10 @@ class Ended:
 
     :param charged: Image tasks that were charged: at the fault's end, at the run's end, and after a person's clear.
     :param allowed: How many may be.
+    :param journal: Where it lives.
     """
 
+    journal: str
     scene: str
     kind: str
     requests: int
@@ -69,14 +76,27 @@ class Ended:
         return max(self.charged) <= self.allowed and (self.states[-1] == "success" or self.named)
 
 
+@dataclass(frozen=True)
+class Place:
+    """A cluster whose tasks keep their journal in one place.
+
+    :param journal: `[gptimg] journal`.
+    :param gate: What each call passes that reads or writes a journal.
+    """
+
+    cluster: Cluster
+    journal: str
+    gate: StallingGate
+
+
 class Stage:
     """One scene: an emulator, a connection and a run of its own.
 
     :param dag_id: `submit_fail`, `generate_fail`, `batch_fail`, or the same with `resubmit`.
     """
 
-    def __init__(self, cluster: Cluster, name: str, dag_id: str, requests: int = 1) -> None:
-        self.cluster, self.name, self.dag_id, self.requests = cluster, name, dag_id, requests
+    def __init__(self, place: Place, name: str, dag_id: str, requests: int = 1) -> None:
+        self._place, self.cluster, self.name, self.dag_id, self.requests = place, place.cluster, name, dag_id, requests
         self.emulator = Emulator(speed=20, credits=10_000, extra={"first_poll_after": 1, "poll_interval": 1})
         self._conf = {"name": name, "connection": name, "prompt": f"{name} 0"}
         if dag_id.startswith("batch"):
@@ -93,11 +113,14 @@ class Stage:
         self.emulator.stop()
 
     def run(self) -> DagRun:
-        return self.cluster.api.trigger(self.dag_id, self._conf, timeout=180)
+        run = self.cluster.api.trigger(self.dag_id, self._conf, timeout=180)
+        if isinstance(self._place.gate, JournalGate):
+            self._place.gate.introduce(run, TASK, self.name)
+        return run
 
     def ended(self, scene: str, allowed: int | None = None) -> Ended:
         allowed = self.requests * (1 if self.dag_id.endswith("fail") else 2) if allowed is None else allowed
-        return Ended(scene, self.dag_id, self.requests, allowed)
+        return Ended(self._place.journal, scene, self.dag_id, self.requests, allowed)
 
     def posts(self) -> int:
         return sum(call.method == "POST" for call in self.emulator.calls)
@@ -110,12 +133,12 @@ class Stage:
         ended.named = UNKNOWN in "".join(run.log(TASK, attempt) for attempt in range(1, ti["try_number"] + 1))
 
 
-def frozen(cluster: Cluster, name: str, dag_id: str, point: str) -> Ended:
+def frozen(place: Place, name: str, dag_id: str, point: str) -> Ended:
     """Freeze attempt 1 with its supervisor until attempt 2 has ended; thaw it; then clear what failed."""
     requests = 24 if dag_id.startswith("batch") else 1
-    with Stage(cluster, name, dag_id, requests) as stage:
+    with Stage(place, name, dag_id, requests) as stage:
         ended = stage.ended(point)
-        hold = cluster.balancer.hold(name, *GATES[point]) if point in GATES else None
+        hold = place.gate.hold(name, *GATES[point]) if point in GATES else None
         if point in SUBMITS:
             what, options = SUBMITS[point]
             stage.emulator.fault("submit", what, **options)
@@ -143,31 +166,30 @@ def frozen(cluster: Cluster, name: str, dag_id: str, point: str) -> Ended:
                 with suppress(psutil.NoSuchProcess):
                     each.resume()
         psutil.wait_procs([process], 60)
-        _finish(stage, run, ended)
-        ended.late_posts = stage.posts() - before
+        _finish(stage, run, ended, posts=before)
         return ended
 
 
-def written_late(cluster: Cluster, name: str, dag_id: str, step: str) -> Ended:
-    """Let a frozen API server execute a write when its repetition on the other one is long done."""
+def written_late(place: Place, name: str, dag_id: str, step: str) -> Ended:
+    """Let a stalled server execute a write when its repetition is long done."""
     requests = 24 if dag_id.startswith("batch") else 1
-    with Stage(cluster, name, dag_id, requests) as stage:
+    with Stage(place, name, dag_id, requests) as stage:
         ended = stage.ended(f"a late write: {step}")
-        stalled = cluster.balancer.stall(name, step)
+        stalled = place.gate.stall(name, step)
         run = stage.run()
         assert stalled.reached.wait(240), f"{name}: {step} was not reached"
         until(lambda: run.state in FINAL_RUN_STATES, 300, "the run", pause=1)
         stage.note(run, ended)
         stalled.let_go()
         assert stalled.executed.wait(60), f"{name}: the late write was not executed"
-        _finish(stage, run, ended)
+        _finish(stage, run, ended, posts=stage.posts())
         return ended
 
 
-def marked_failed(cluster: Cluster, name: str, dag_id: str, when: str) -> Ended:
+def marked_failed(place: Place, name: str, dag_id: str, when: str) -> Ended:
     """Mark a running task failed amid its submit, and clear it when it has ended."""
     requests = 300 if dag_id.startswith("batch") else 1
-    with Stage(cluster, name, dag_id, requests) as stage:
+    with Stage(place, name, dag_id, requests) as stage:
         ended = stage.ended(f"marked failed {when}")
         if when == "in the pause after a 429":
             stage.emulator.fault("submit", 429, retry_after=4)
@@ -182,9 +204,8 @@ def marked_failed(cluster: Cluster, name: str, dag_id: str, when: str) -> Ended:
         run.api.call("PATCH", f"{run.path}/taskInstances/{TASK}", {"new_state": "failed"})
         before = stage.posts()
         psutil.wait_procs([process], 60)
-        ended.late_posts = stage.posts() - before
         stage.note(run, ended)
-        _finish(stage, run, ended)
+        _finish(stage, run, ended, posts=before)
         return ended
 
 
@@ -193,10 +214,14 @@ def _second_ended(run: DagRun) -> bool:
     return bool(run.state in FINAL_RUN_STATES or (ti["try_number"] >= 2 and ti["state"] in ("success", "failed")))
 
 
-def _finish(stage: Stage, run: DagRun, ended: Ended) -> None:
-    """Wait for the run's end; where it failed, clear it once, as a person would."""
+def _finish(stage: Stage, run: DagRun, ended: Ended, posts: int) -> None:
+    """Wait for the run's end; where it failed, clear it once, as a person would.
+
+    :param posts: That went out before the thaw or the click.
+    """
     run.wait(300)
     time.sleep(2)  # for what a thawed process may still do after its last word
+    ended.late_posts = stage.posts() - posts
     stage.note(run, ended)
     if ended.states[-1] == "failed":
         body = {"dry_run": False, "dag_run_id": run.run_id, "only_failed": True}
@@ -219,11 +244,30 @@ def all_scenes() -> list[tuple[Callable[..., Ended], str, str]]:
     return scenes
 
 
+@contextmanager
+def standing(journal: str, settings: Mapping[str, str]) -> Iterator[Place]:
+    """Run a cluster whose tasks keep their journal there."""
+    where = {"AIRFLOW__GPTIMG__JOURNAL": journal, "AIRFLOW__GPTIMG__JOURNAL_AWS_CONN_ID": "journal"}
+    with Cluster(1, {**settings, **where}) as cluster:
+        if not journal.startswith("s3://"):
+            yield Place(cluster, journal, cluster.balancer)
+            return
+        with JournalGate() as gate:
+            gate.upstream = cluster.s3_server.endpoint_url
+            connection = json.loads(cluster.s3_server.connection_json)
+            # A stalled server is given up soon, and asked again.
+            extra = connection["extra"] | {"endpoint_url": gate.url, "config_kwargs": {"read_timeout": 5}}
+            connection |= {"connection_id": "journal", "extra": json.dumps(extra)}
+            cluster.api.call("POST", "/connections", connection)
+            yield Place(cluster, journal, gate)
+
+
 def main() -> int:
     """Return the exit status: 0 if no scene charged more than was allowed or lost what was paid for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="a regular expression of `kind: scene`")
     parser.add_argument("--report", type=Path, help="a Markdown file to write")
+    parser.add_argument("--journal", action="append", help="a value of [gptimg] journal; the state store and S3")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="Airflow environment")
     options = parser.parse_args()
     logging.getLogger("werkzeug").setLevel(logging.WARNING)
@@ -231,19 +275,20 @@ def main() -> int:
     began, failed = time.monotonic(), 0
     ends: list[Ended] = []
     settings = SETTINGS | dict(pair.split("=", 1) for pair in options.set)
-    with Cluster(1, settings) as cluster, ThreadPoolExecutor(AT_ONCE) as pool:
-        asked = [
-            (f"{dag_id}: {argument}", pool.submit(scene, cluster, f"scene{number}", dag_id, argument))
-            for number, (scene, dag_id, argument) in enumerate(chosen)
-        ]
-        for name, future in asked:
-            try:
-                ends.append(future.result())
-                print(json.dumps(asdict(ends[-1])), flush=True)
-            except (AssertionError, TimeoutError, httpx.HTTPError, psutil.Error):
-                failed += 1
-                print(f"{name} did not come to its end", flush=True)
-                traceback.print_exc()
+    for journal in options.journal or JOURNALS:
+        with standing(journal, settings) as place, ThreadPoolExecutor(AT_ONCE) as pool:
+            asked = [
+                (f"{dag_id}: {argument}", pool.submit(scene, place, f"scene{number}", dag_id, argument))
+                for number, (scene, dag_id, argument) in enumerate(chosen)
+            ]
+            for name, future in asked:
+                try:
+                    ends.append(future.result())
+                    print(json.dumps(asdict(ends[-1])), flush=True)
+                except (AssertionError, TimeoutError, httpx.HTTPError, psutil.Error):
+                    failed += 1
+                    print(f"{name} did not come to its end", flush=True)
+                    traceback.print_exc()
     text = page(ends, failed, time.monotonic() - began)
     print(text)
     if options.report:

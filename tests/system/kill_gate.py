@@ -16,7 +16,15 @@ from multidict import CIMultiDict
 from yarl import URL
 
 # Of one connection each; and answers are to be readable here.
-_NOT_PASSED_ON = ("accept-encoding", "connection", "content-length", "host", "keep-alive", "transfer-encoding")
+_NOT_PASSED_ON = (
+    "accept-encoding",
+    "connection",
+    "content-length",
+    "expect",
+    "host",
+    "keep-alive",
+    "transfer-encoding",
+)
 
 
 @dataclass
@@ -101,7 +109,7 @@ class Gate:
 
     async def _pass_on(self, request: web.Request) -> web.Response:
         body = await request.read()
-        call = call_name(request.method, request.path, body)
+        call = self._call_of(request, body)
         latency = self._store_latency if "/store/ti/" in request.path else 0.0
         await asyncio.sleep(latency)
         await self._stop_at(request, call, "request")
@@ -115,6 +123,12 @@ class Gate:
         await self._stop_at(request, call, "answer")
         return web.Response(status=status, headers=headers, body=content)
 
+    def _call_of(self, request: web.Request, body: bytes) -> str | None:
+        return call_name(request.method, request.path, body)
+
+    def _run_of(self, request: web.Request) -> str | None:
+        return self._runs.get(_task_instance(request))
+
     async def _asked(self, request: web.Request, body: bytes) -> tuple[int, CIMultiDict[str], bytes]:
         """Return what the API server answers."""
         url = URL(self.upstream + request.raw_path, encoded=True)
@@ -127,7 +141,7 @@ class Gate:
     async def _stop_at(self, request: web.Request, call: str | None, where: str) -> None:
         if call is None:
             return
-        run = self._runs.get(_task_instance(request))
+        run = self._run_of(request)
         for hold in self._holds:
             if (hold.run, hold.call, hold.where) == (run, call, where):
                 self._holds.remove(hold)
