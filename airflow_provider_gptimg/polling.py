@@ -21,13 +21,26 @@ from airflow_provider_gptimg.exceptions import (
     GptImgTimeoutError,
 )
 
-__all__ = ["DEFAULT_TIMEOUT", "Progress", "Schedule", "Wait", "check_timeout", "ends_wait", "may_have_ended"]
+__all__ = [
+    "DEFAULT_TIMEOUT",
+    "PAID_FOR",
+    "Progress",
+    "Schedule",
+    "Wait",
+    "check_timeout",
+    "ends_wait",
+    "may_have_ended",
+]
 
 DEFAULT_TIMEOUT = 600.0
 DEFAULT_POLL_INTERVAL = 5.0
 DEFAULT_FIRST_POLL_AFTER = 39.5
 LOG_EVERY = 30.0
 TYPICAL = "45–60 s"
+PAID_FOR = (
+    "The API has no call to cancel an image task: what was submitted is paid for and continues. Clear the Airflow task "
+    "to pick its images up"
+)
 
 _LONGEST_PAUSE = 60.0
 NEW_FOR = 60.0

@@ -10,19 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_gptimg.api.tasks import ImageTask, check_task_id
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgProtocolError, GptImgRequestError, from_dict
-from airflow_provider_gptimg.polling import Progress, Wait, check_timeout
+from airflow_provider_gptimg.polling import PAID_FOR, Progress, Wait, check_timeout
 
 if TYPE_CHECKING:
     from airflow_provider_gptimg.airflow_compat import Context
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook
     from airflow_provider_gptimg.triggers.gptimg import GptImgTaskTrigger
 
-__all__ = ["PAID_FOR", "TaskWait", "WaitMixin", "raise_failures", "read_event", "read_task_id", "read_task_ids"]
-
-PAID_FOR = (
-    "The API has no call to cancel an image task: what was submitted is paid for and continues. Clear the Airflow task "
-    "to pick its images up"
-)
+__all__ = ["TaskWait", "WaitMixin", "raise_failures", "read_event", "read_task_id", "read_task_ids"]
 
 
 class WaitMixin:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,7 +33,7 @@ from airflow_provider_gptimg.exceptions import (
     GptImgTaskNotFoundError,
 )
 
-__all__ = ["Answer", "NoAnswer", "decode", "judge_probe", "read_payload", "unanswered"]
+__all__ = ["Answer", "NoAnswer", "decode", "judge_probe", "unanswered"]
 
 _PASSING = (408, 409, 425)
 """Refusals of a poll that the same poll may not meet again."""
@@ -344,37 +343,3 @@ def _age(created_at: str | None, answer: Answer) -> float | None:
     if created.tzinfo is None:
         created = created.replace(tzinfo=UTC)
     return max(0.0, _answered_at(answer) - created.timestamp())
-
-
-def read_payload(body: bytes, secrets: tuple[str, ...]) -> Any:
-    """Return `body` as JSON with each secret taken out of all its texts; None if it is not JSON.
-
-    A server that echoes a key or a presigned URL must not bring it into a log or an XCom. A lone surrogate becomes a
-    question mark and a NUL a space, since no database takes them in an XCom.
-    """
-    try:
-        payload = json.loads(body)
-        return _cleaned(payload, secrets) if _needs_cleaning(body, secrets) else payload
-    except (ValueError, RecursionError):
-        return None
-
-
-def _needs_cleaning(body: bytes, secrets: tuple[str, ...]) -> bool:
-    """Return whether a text in this JSON may hold a secret, as it is, behind an escape, or in UTF-16 or UTF-32, or a
-    surrogate, whose UTF-8 begins with 0xED."""
-    if b"\\" in body or b"\0" in body or b"\xed" in body:
-        return True
-    return any(secret.encode() in body for secret in secrets)
-
-
-def _cleaned(value: Any, secrets: tuple[str, ...]) -> Any:
-    if isinstance(value, str):
-        value = value.encode(errors="replace").decode().replace("\0", " ")
-        for secret in secrets:
-            value = value.replace(secret, "***")
-        return value
-    if isinstance(value, list):
-        return [_cleaned(entry, secrets) for entry in value]
-    if isinstance(value, dict):
-        return {_cleaned(name, secrets): _cleaned(entry, secrets) for name, entry in value.items()}
-    return value

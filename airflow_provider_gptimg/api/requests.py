@@ -20,6 +20,7 @@ from airflow_provider_gptimg.exceptions import GptImgRequestError
 __all__ = [
     "MAX_IMAGES",
     "MAX_REFERENCES",
+    "SUBMIT_ARGUMENTS",
     "ImageRequest",
     "check_max_credits",
     "check_on_unknown_submission",
@@ -29,6 +30,9 @@ MAX_REFERENCES = 4
 
 _ASPECT_RATIO = re.compile(r"[1-9][0-9]{0,4}:[1-9][0-9]{0,4}")
 _ON_UNKNOWN_SUBMISSION = ("fail", "resubmit")
+
+SUBMIT_ARGUMENTS = ("prompt", "aspect_ratio", "n", "reference_images", "extra_body", "on_unknown_submission")
+"""Arguments that one request may say for itself: of a batch, or returned by a decorated function."""
 
 
 def check_on_unknown_submission(policy: object) -> str | None:

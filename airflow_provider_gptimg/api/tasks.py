@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeGuard
 
 from airflow_provider_gptimg.api.texts import clean
 from airflow_provider_gptimg.exceptions import GptImgProtocolError, GptImgRequestError
@@ -21,6 +21,7 @@ __all__ = [
     "Image",
     "ImageTask",
     "check_task_id",
+    "is_task_id",
 ]
 
 PROCESSING = "processing"
@@ -35,12 +36,17 @@ _LONGEST_URL = 16 * 1024
 _TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,254}")
 
 
+def is_task_id(value: object) -> TypeGuard[str]:
+    """Return whether `value` can stand in a URL's path as it is."""
+    return isinstance(value, str) and _TASK_ID.fullmatch(value) is not None and ".." not in value
+
+
 def check_task_id(task_id: object) -> str:
     """Return `task_id` if it can stand in a URL's path as it is.
 
     :raises GptImgRequestError: It is not a text, is empty, or has characters that would change the URL.
     """
-    if isinstance(task_id, str) and _TASK_ID.fullmatch(task_id) and ".." not in task_id:
+    if is_task_id(task_id):
         return task_id
     raise GptImgRequestError(
         f"gptimg_task_id={task_id!r:.120} is not an image task's id: letters, digits, '-', '_', '.' and '~' "

@@ -6,20 +6,18 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_provider_gptimg.api.requests import ImageRequest, check_on_unknown_submission
+from airflow_provider_gptimg.api.requests import SUBMIT_ARGUMENTS, ImageRequest, check_on_unknown_submission
 from airflow_provider_gptimg.api.s3_uri import split_s3_uri
 from airflow_provider_gptimg.exceptions import GptImgRequestError
 
 __all__ = ["BatchRequest", "read_requests"]
 
-_ARGUMENTS = ("prompt", "aspect_ratio", "n", "reference_images", "extra_body", "on_unknown_submission")
 _SHOWN = 5
 _REFERENCE = re.compile(r"data:[^\s,]*,[^\s,;]*|[^\s,;]+", re.IGNORECASE)
 """One of the references in a cell. Spaces, commas and semicolons separate them, and a `data:` URL holds some itself."""
@@ -88,18 +86,12 @@ def _check_all(entries: Iterable[tuple[str, Any]], references_field: str) -> lis
 
 def _check(name: str, entry: Any, references_field: str) -> BatchRequest:
     arguments = dict(entry) if isinstance(entry, Mapping) else {"prompt": entry}
-    if unknown := sorted(str(argument) for argument in arguments if argument not in _ARGUMENTS):
-        raise GptImgRequestError(f"{unknown[0]!r} is not an argument of a request: use {', '.join(_ARGUMENTS)}")
-    arguments = {argument: value for argument, value in arguments.items() if not _is_missing(value)}
+    if unknown := sorted(str(argument) for argument in arguments if argument not in SUBMIT_ARGUMENTS):
+        raise GptImgRequestError(f"{unknown[0]!r} is not an argument of a request: use {', '.join(SUBMIT_ARGUMENTS)}")
     on_unknown = check_on_unknown_submission(arguments.pop("on_unknown_submission", None))
     request = ImageRequest.check(arguments.pop("prompt", None), **arguments)
     request.body(references_field)  # refuses an extra_body that sets what has an argument of its own
     return BatchRequest(name, request, on_unknown)
-
-
-def _is_missing(value: Any) -> bool:
-    """Return whether a table has no value there."""
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
 def _read_json_lines(text: str, uri: str) -> Iterator[tuple[int, Any]]:

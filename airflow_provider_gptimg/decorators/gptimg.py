@@ -22,15 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["gptimg_task"]
 
-_SUBMIT_ARGUMENTS = (
-    "prompt",
-    "aspect_ratio",
-    "n",
-    "reference_images",
-    "extra_body",
-    "on_unknown_submission",
-)
-
 
 class _GptImgDecoratedOperator(DecoratedOperator, GptImgGenerateOperator):
     """Generate images of what a function returns, and return the finished task (dict)."""
@@ -77,13 +68,14 @@ class _GptImgDecoratedOperator(DecoratedOperator, GptImgGenerateOperator):
         return GptImgGenerateOperator.execute(self, context)
 
     def _take(self, returned: Any) -> None:
+        from airflow_provider_gptimg.api.requests import SUBMIT_ARGUMENTS
         from airflow_provider_gptimg.exceptions import GptImgRequestError
 
         arguments = returned if isinstance(returned, Mapping) else {"prompt": returned}
-        if unknown := sorted(str(name) for name in arguments if name not in _SUBMIT_ARGUMENTS):
+        if unknown := sorted(str(name) for name in arguments if name not in SUBMIT_ARGUMENTS):
             raise GptImgRequestError(
                 f"The function of @task.gptimg returned {unknown[0]!r}, which is not a submit argument: "
-                f"{', '.join(_SUBMIT_ARGUMENTS)} are"
+                f"{', '.join(SUBMIT_ARGUMENTS)} are"
             )
         for name, value in arguments.items():
             setattr(self, name, value)

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import web
 
-if TYPE_CHECKING:
-    from airflow_provider_gptimg.emulator.server import Call, Server
-    from airflow_provider_gptimg.emulator.tasks import Task
+from airflow_provider_gptimg.emulator.server import Call, Server
+from airflow_provider_gptimg.emulator.tasks import Task
 
 __all__ = ["control_routes"]
 

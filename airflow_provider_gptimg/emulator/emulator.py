@@ -14,6 +14,7 @@ from urllib.parse import quote, urlencode
 
 from aiohttp import web
 
+from airflow_provider_gptimg.emulator.control import control_routes
 from airflow_provider_gptimg.emulator.faults import Faults
 from airflow_provider_gptimg.emulator.server import Call, Server
 from airflow_provider_gptimg.emulator.state import State
@@ -124,7 +125,10 @@ class Emulator:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         # A client that goes away cancels its request, or held requests would wait for ever.
         runner = web.AppRunner(
-            self._server.application(), access_log=None, handler_cancellation=True, shutdown_timeout=0.1
+            self._server.application(control_routes(self._server)),
+            access_log=None,
+            handler_cancellation=True,
+            shutdown_timeout=0.1,
         )
         try:
             await runner.setup()

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING
@@ -16,7 +16,6 @@ from weakref import WeakKeyDictionary
 from aiohttp import web
 
 from airflow_provider_gptimg.emulator import delivery, wire
-from airflow_provider_gptimg.emulator.control import control_routes
 from airflow_provider_gptimg.emulator.state import InsufficientCreditsError, State, UnknownTaskError
 from airflow_provider_gptimg.emulator.wire import ApiError
 
@@ -79,11 +78,14 @@ class Server:
         self._connections: WeakKeyDictionary[asyncio.BaseTransport, int] = WeakKeyDictionary()
         self._numbers = count(1)
 
-    def application(self) -> web.Application:
-        """Return the aiohttp application that serves it all."""
+    def application(self, control: Iterable[web.RouteDef] = ()) -> web.Application:
+        """Return the aiohttp application that serves the API and its images.
+
+        :param control: Routes beside those of the API.
+        """
         # Without a limit: reference images may come inside the body, as data: URLs.
         app = web.Application(client_max_size=0)
-        app.add_routes(control_routes(self))
+        app.add_routes(control)
         for method, path, kind, work in (
             ("POST", SUBMIT_PATH, "submit", self._submit),
             ("GET", POLL_PATH, "poll", self._poll),

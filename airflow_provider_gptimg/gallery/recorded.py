@@ -11,13 +11,12 @@ from itertools import chain
 from typing import Any
 
 from airflow_provider_gptimg.api.requests import MAX_IMAGES
-from airflow_provider_gptimg.api.tasks import COMPLETED
+from airflow_provider_gptimg.api.tasks import COMPLETED, is_task_id
 from airflow_provider_gptimg.gallery.roles import Role
 
 __all__ = ["Picture", "Record", "Submission", "image_ids", "mirrored_picture"]
 
 # A rendered XCom may be text that describes it.
-_TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]*")
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ class Record:
         """The ids of the image tasks that its result names, each once."""
         told: dict[str, None] = {}
         for entry in self._results:
-            if isinstance(entry, str) and self.role.submits and _TASK_ID.fullmatch(entry):
+            if self.role.submits and is_task_id(entry):
                 told[entry] = None
             elif isinstance(entry, Mapping) and isinstance(entry.get("task_id"), str):
                 told[entry["task_id"]] = None
@@ -159,7 +158,7 @@ def image_ids(value: Any) -> list[str]:
     """Return the ids of image tasks in an operator's rendered argument: one, or a list of them."""
     entries = value if isinstance(value, list) else [value]
     ids = (entry.get("task_id") if isinstance(entry, Mapping) else entry for entry in entries)
-    return list(dict.fromkeys(each for each in ids if isinstance(each, str) and _TASK_ID.fullmatch(each)))
+    return list(dict.fromkeys(filter(is_task_id, ids)))
 
 
 def _pixels(value: Any) -> tuple[int, int] | None:

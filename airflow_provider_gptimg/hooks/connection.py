@@ -168,6 +168,14 @@ class ConnectionSettings:
                     raise GptImgRequestError(f"{name}={value!r:.120} {error}") from None
         return _schedule(**chosen)
 
+    def on_unknown(self, policy: object) -> str:
+        """Return what to do about an unknown submission: as the task says, else this connection, else `fail`.
+
+        :param policy: The task's `on_unknown_submission`.
+        :raises GptImgRequestError: It is not known.
+        """
+        return check_on_unknown_submission(policy) or self.on_unknown_submission or "fail"
+
     @property
     def has_path(self) -> bool:
         """True if the API is served below a path of its host."""

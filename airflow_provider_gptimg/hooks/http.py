@@ -13,9 +13,9 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 import httpx
 
 from airflow_provider_gptimg import __version__
-from airflow_provider_gptimg.api.answers import Answer, NoAnswer, read_payload
+from airflow_provider_gptimg.api.answers import Answer, NoAnswer
 from airflow_provider_gptimg.api.calls import Call
-from airflow_provider_gptimg.api.texts import clean
+from airflow_provider_gptimg.api.texts import clean, read_payload
 from airflow_provider_gptimg.hooks.connection import ConnectionSettings
 from airflow_provider_gptimg.hooks.decoding import ACCEPT_ENCODING, BodyError, BoundedBody
 from airflow_provider_gptimg.hooks.network import proxy_for, tls_context

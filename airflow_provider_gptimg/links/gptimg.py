@@ -42,8 +42,6 @@ GALLERY_ROUTE = "gptimg-images"
 
 log: logging.Logger = logging.getLogger(__name__)
 
-_CONSOLES = {"cn-": "console.amazonaws.cn", "us-gov-": "console.amazonaws-us-gov.com"}
-
 
 class _Link(BaseOperatorLink):
     """A link that is left out rather than fail.
@@ -161,12 +159,9 @@ def s3_url(bucket: str, key: str, region: str | None, endpoint: str | None) -> s
         parts = urlsplit(endpoint)
         host = parts.netloc.rpartition("@")[2]
         return f"{parts.scheme}://{host}{parts.path.rstrip('/')}/{quote(bucket)}/{quote(key)}"
-    console = next((host for start, host in _CONSOLES.items() if (region or "").startswith(start)), None)
     page = "buckets" if not key or key.endswith("/") else "object"
     where = f"region={quote(region)}&" if region else ""
-    return (
-        f"https://{console or 'console.aws.amazon.com'}/s3/{page}/{quote(bucket)}?{where}prefix={quote(key, safe='')}"
-    )
+    return f"https://console.aws.amazon.com/s3/{page}/{quote(bucket)}?{where}prefix={quote(key, safe='')}"
 
 
 def link_xcoms(result: Any) -> Iterator[tuple[str, str]]:

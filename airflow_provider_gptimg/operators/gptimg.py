@@ -107,11 +107,7 @@ class GptImgSubmitOperator(BaseOperator):
         return GptImgHook(self.gptimg_conn_id)
 
     def _obtain(self, context: Context) -> tuple[Submission, Accepted]:
-        from airflow_provider_gptimg.api.requests import (
-            ImageRequest,
-            check_max_credits,
-            check_on_unknown_submission,
-        )
+        from airflow_provider_gptimg.api.requests import ImageRequest, check_max_credits
         from airflow_provider_gptimg.journal.submission import Submission
 
         hook = self._hook()
@@ -124,8 +120,7 @@ class GptImgSubmitOperator(BaseOperator):
                 extra_body=self.extra_body,
             )
             check_max_credits(self.max_credits, request.credits)
-            on_unknown = check_on_unknown_submission(self.on_unknown_submission)
-            on_unknown = on_unknown or hook.settings.on_unknown_submission or "fail"
+            on_unknown = hook.settings.on_unknown(self.on_unknown_submission)
             self._check_wait(hook)
             self._submission = submission = Submission.of(context, self.log)
         with airflow_verdict(on_unknown):

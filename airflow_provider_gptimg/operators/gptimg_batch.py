@@ -157,16 +157,14 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
             raise GptImgRequestError(f"on_partial_failure={self.on_partial_failure!r} is neither 'fail' nor 'succeed'")
 
     def _limits(self, hook: GptImgHook, pace: Pace) -> Limits:
-        from airflow_provider_gptimg.api.requests import check_on_unknown_submission
         from airflow_provider_gptimg.batch.in_flight import Limits
         from airflow_provider_gptimg.polling import check_timeout
 
-        on_unknown = check_on_unknown_submission(self.on_unknown_submission)
         # On a worker Airflow itself ends the task.
         ends_in = self.execution_timeout.total_seconds() if self.execution_timeout and self.deferrable else None
         return Limits(
             max_in_flight=self.max_in_flight,
-            on_unknown=on_unknown or hook.settings.on_unknown_submission or "fail",
+            on_unknown=hook.settings.on_unknown(self.on_unknown_submission),
             timeout=check_timeout(self.timeout),
             aws_conn_id=self.aws_conn_id,
             poll_interval=self.poll_interval,

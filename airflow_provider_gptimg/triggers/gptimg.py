@@ -14,9 +14,8 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_gptimg.api.tasks import COMPLETED, ImageTask, check_task_id
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgRequestError
-from airflow_provider_gptimg.polling import Progress, Wait, check_timeout
+from airflow_provider_gptimg.polling import PAID_FOR, Progress, Wait, check_timeout
 from airflow_provider_gptimg.telemetry import count_poll, span
-from airflow_provider_gptimg.waiting import PAID_FOR
 
 if TYPE_CHECKING:
     from airflow_provider_gptimg.hooks.shared_client import SharedClient

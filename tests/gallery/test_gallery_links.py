@@ -45,7 +45,7 @@ def test_images_of_a_mapped_task():
             "https://console.aws.amazon.com/s3/object/b?region=eu-west-1&prefix=a%2F0.png",
         ),
         (("b", "a/", None, None), "https://console.aws.amazon.com/s3/buckets/b?prefix=a%2F"),
-        (("b", "", "cn-north-1", None), "https://console.amazonaws.cn/s3/buckets/b?region=cn-north-1&prefix="),
+        (("b", "", "us-gov-west-1", None), "https://console.aws.amazon.com/s3/buckets/b?region=us-gov-west-1&prefix="),
         (("b", "a b.png", None, "http://key:secret@minio:9000/"), "http://minio:9000/b/a%20b.png"),
     ],
 )

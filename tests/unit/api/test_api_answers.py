@@ -25,9 +25,10 @@ from api_answers import (
     task_answer,
 )
 
-from airflow_provider_gptimg.api.answers import Answer, judge_probe, read_payload
+from airflow_provider_gptimg.api.answers import Answer, judge_probe
 from airflow_provider_gptimg.api.calls import poll_call
 from airflow_provider_gptimg.api.tasks import ImageTask
+from airflow_provider_gptimg.api.texts import read_payload
 from airflow_provider_gptimg.exceptions import (
     GptImgAuthError,
     GptImgInsufficientCreditsError,

@@ -9,9 +9,10 @@ from typing import Any
 from api_answers import NOW, POLL, SUBMIT, TASK_ID, URL, came_to
 from hypothesis import given, strategies as st
 
-from airflow_provider_gptimg.api.answers import Answer, NoAnswer, judge_probe, read_payload
+from airflow_provider_gptimg.api.answers import Answer, NoAnswer, judge_probe
 from airflow_provider_gptimg.api.calls import poll_call
 from airflow_provider_gptimg.api.tasks import ImageTask
+from airflow_provider_gptimg.api.texts import read_payload
 from airflow_provider_gptimg.exceptions import (
     GptImgError,
     GptImgSubmissionUnknownError,

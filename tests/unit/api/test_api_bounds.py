@@ -8,8 +8,9 @@ import json
 import pytest
 from api_answers import NOW, POLL, SUBMIT, TASK_ID, URL, came_to, envelope, task_answer
 
-from airflow_provider_gptimg.api.answers import Answer, read_payload
+from airflow_provider_gptimg.api.answers import Answer
 from airflow_provider_gptimg.api.tasks import ImageTask
+from airflow_provider_gptimg.api.texts import read_payload
 from airflow_provider_gptimg.exceptions import (
     GptImgProtocolError,
     GptImgRequestError,
