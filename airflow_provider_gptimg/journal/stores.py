@@ -24,7 +24,7 @@ from airflow_provider_gptimg.exceptions import GptImgError, GptImgRequestError
 if TYPE_CHECKING:
     from airflow_provider_gptimg.airflow_compat import Context
 
-__all__ = ["MemoryStore", "S3Store", "StateStore", "Store", "VariableStore", "open_store", "owner_of"]
+__all__ = ["MemoryStore", "S3Store", "StateStore", "Store", "VariableStore", "open_store", "owner_of", "run_owner"]
 
 _PREFIX = "gptimg:"
 
@@ -267,7 +267,16 @@ def _told(what: str, store: Store) -> Iterator[None]:
 
 def owner_of(dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
     """Return the hash that a task instance's journal is kept under in S3 and in Variables."""
-    return hashlib.sha256("\0".join([dag_id, run_id, task_id, str(map_index)]).encode()).hexdigest()[:40]
+    return run_owner(dag_id, run_id) + _hash(task_id, str(map_index))
+
+
+def run_owner(dag_id: str, run_id: str) -> str:
+    """Return the start of :func:`owner_of` that all task instances of a DAG run share: one listing finds them."""
+    return _hash(dag_id, run_id)
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
 
 
 def open_store(context: Context) -> Store:
