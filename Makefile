@@ -8,7 +8,7 @@ export UV_SYSTEM_CERTS := 1
 # Compiled once at installation; else each of Airflow's processes compiles all of it anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test quick fuzz system browser stores chaos cluster scenes soak matrix bench check types dist sbom docs lock clean help
+.PHONY: setup demo test quick fuzz system browser stores chaos cluster scenes soak matrix gallery bench check types dist sbom docs lock clean help
 
 help:
 	@echo "make demo    run an example DAG on a throw-away Airflow with a stand-in API and S3"
@@ -23,6 +23,7 @@ help:
 	@echo "make scenes  two attempts of a task at once, late writes, clicks amid a submit, on that cluster"
 	@echo "make soak    steady load on that cluster: memory, sockets and files stay flat (MINUTES=30)"
 	@echo "make matrix  the tests on every supported Airflow (SHORT=1: a few on three; NAMES=3.0-lowest: one)"
+	@echo "make gallery the gallery's tests, browser included, on Airflow 3.1 (NAMES=3.4-newest: on another one)"
 	@echo "make bench   what a wait, a mirrored image and a batch cost, beside official providers and by hand"
 	@echo "make check   lint, format and types"
 	@echo "make types   how completely the public names are typed"
@@ -100,6 +101,9 @@ soak: .venv-cluster
 matrix: $(READY)
 	$(BIN)/python -m pytest -m registry tests/compat
 	$(BIN)/python tests/compat/matrix.py run $(if $(SHORT),--short) $(NAMES)
+
+gallery: $(READY)
+	CI=true $(BIN)/python tests/compat/matrix.py gallery $(NAMES)
 
 bench: $(READY)
 	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-bench

@@ -2,6 +2,7 @@
 """Run the tests on every supported Airflow, each with the oldest and the newest Amazon provider.
 
 python tests/compat/matrix.py run [NAME …]    e.g. 3.0-lowest; all without a name; --short: what a gate has time for
+python tests/compat/matrix.py gallery [NAME]  the gallery's tests, browser included; 3.1-newest without a name
 python tests/compat/matrix.py lock [NAME …]   resolve tests/compat/airflow-NAME.lock again
 python tests/compat/matrix.py table           the Markdown table of the last full run, for the README
 """
@@ -45,9 +46,13 @@ LOWEST = [
 OLDEST_COMMON_COMPAT = {"2.11": "1.7.3", "3.0": "1.7.3"}
 NAMES = [f"{airflow}-{end}" for airflow in AIRFLOWS for end in ("lowest", "newest")]
 SHORT = {"2.11-lowest": "3.11", "3.0-lowest": "3.11", "3.4-newest": "3.11"}
+WITH_GALLERY = ("3.1", "3.2", "3.3", "3.4")
+# One after the other: they share a running Airflow.
+OF_GALLERY = ["--numprocesses=0", "tests/gallery", "tests/compat/test_compat_gallery.py"]
 # Many other tests are written with names that airflow.sdk has from 3.3 on.
 BELOW_3_3 = ("2.11", "3.0", "3.1", "3.2")
 TESTS_BELOW_3_3 = ["tests/compat", "tests/unit", "tests/test_airflow_compat.py", "tests/test_layers.py"]
+SLOW = "system or chaos or registry"
 SHORT_TESTS = ["tests/compat", "tests/test_airflow_compat.py", "tests/test_layers.py", "tests/test_metadata.py"]
 
 
@@ -59,6 +64,8 @@ def lock(name: str) -> None:
         constraints += LOWEST
         constraints.append(f"apache-airflow-providers-common-compat=={OLDEST_COMMON_COMPAT.get(airflow, '1.7.4')}")
     options = ["--extra", "emulator", "--group", "test", "--constraint", "-", "--universal", "--python-version", "3.11"]
+    if airflow in WITH_GALLERY:
+        options += ["--group", "browser"]
     options += ["--upgrade", "--generate-hashes", "--no-emit-index-url", "--no-annotate", "--no-header"]
     options += ["--no-emit-package", "airflow-provider-gptimg", "--output-file", str(lock_of(name))]
     command = [*UV, "pip", "compile", "pyproject.toml", *options]
@@ -85,8 +92,11 @@ def install(name: str, python: str) -> Path | None:
     return interpreter
 
 
-def run(name: str, python: str, tests: Iterable[str]) -> dict[str, Any] | None:
-    """Run `tests` there, and return what came of them; None without such a Python here."""
+def run(name: str, python: str, tests: Iterable[str], without: str = SLOW) -> dict[str, Any] | None:
+    """Run `tests` there, and return what came of them; None without such a Python here.
+
+    :param without: Marks of tests that are left out.
+    """
     interpreter = install(name, python)
     if interpreter is None:
         return None
@@ -94,7 +104,7 @@ def run(name: str, python: str, tests: Iterable[str]) -> dict[str, Any] | None:
     started = monotonic()
     options = [
         "-m",
-        "not (system or chaos or registry)",
+        f"not ({without})",
         "--numprocesses",
         "logical",
         "--dist",
@@ -130,7 +140,7 @@ def table(results: Iterable[dict[str, Any]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "lock", "table"])
+    parser.add_argument("what", choices=["run", "gallery", "lock", "table"])
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--short", action="store_true")
     arguments = parser.parse_args()
@@ -143,6 +153,10 @@ def main() -> int:
     if arguments.what == "table":
         print(table(json.loads(RESULTS.read_text())))
         return 0
+
+    if arguments.what == "gallery":
+        runs = [run(name, "3.11", OF_GALLERY, "chaos or registry") for name in arguments.names or ["3.1-newest"]]
+        return 0 if all(row and row["ok"] for row in runs) else 1
 
     results = []
     for name in arguments.names or (SHORT if arguments.short else NAMES):
