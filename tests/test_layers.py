@@ -108,7 +108,7 @@ def test_hooks_and_triggers_import_nothing_above_them():
 
 @pytest.mark.parametrize("tool", ["emulator", "sandbox", "gallery", "cost"])
 def test_nothing_imports_the_tools_beside_it(tool):
-    others = set(MODULES) - set(in_layers(tool, "sandbox"))
+    others = set(MODULES) - set(in_layers(tool, "sandbox", "fixtures"))
     assert offenders(others, lambda name: not is_below(name, layer(tool))) == {}
 
 
@@ -142,3 +142,9 @@ def test_one_module_knows_airflow():
 
 def test_the_package_itself_loads_nothing():
     assert all(name in ("__future__", "typing") for name in imported_by(PACKAGE))
+
+
+def test_the_fixtures_load_nothing_but_pytest():
+    """Every run of pytest loads them."""
+    loaded = loaded_by(layer("fixtures")) - {"pytest"}
+    assert [name for name in loaded if name.split(".")[0] not in sys.stdlib_module_names] == []

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A local stand-in of the gpt-image-2 API: try and test DAGs without spending credits.
 
-As a pytest fixture; `speed=100` makes a generation take about half a second::
+In tests, the pytest fixture `gptimg_emulator` runs it. In other code, `speed=100` makes a generation take about half a
+second::
 
-    @pytest.fixture
-    def emulator(monkeypatch):
-        with Emulator(speed=100) as emulator:
-            monkeypatch.setenv("AIRFLOW_CONN_GPTIMG_DEFAULT", emulator.connection_json)
-            yield emulator
+    with Emulator(speed=100) as emulator:
+        os.environ["AIRFLOW_CONN_GPTIMG_DEFAULT"] = emulator.connection_json
 
 From a shell: `python -m airflow_provider_gptimg.emulator --speed 10`; `--help` lists the options.
 
@@ -52,13 +50,30 @@ to clear them; POST `/_emulator/release` and `/_emulator/reset`.
 
 from __future__ import annotations
 
-try:
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
     from airflow_provider_gptimg.emulator.emulator import Emulator
-except ModuleNotFoundError as _missing:
-    if _missing.name not in ("aiohttp", "PIL"):
-        raise
-    raise ImportError(
-        f"The emulator needs {_missing.name}: pip install 'airflow-provider-gptimg[emulator]'", name=_missing.name
-    ) from None
 
 __all__ = ["Emulator"]
+
+_PACKAGES = {"aiohttp": "aiohttp", "PIL": "Pillow"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import `Emulator` at its first use, so that a package that it lacks can be reported in one line.
+
+    :raises ImportError: Names the missing package and the command that installs it.
+    """
+    if name != "Emulator":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from airflow_provider_gptimg.emulator.emulator import Emulator
+    except ModuleNotFoundError as missing:
+        if missing.name not in _PACKAGES:
+            raise
+        raise ImportError(
+            f"The emulator needs {_PACKAGES[missing.name]}: pip install 'airflow-provider-gptimg[emulator]'",
+            name=missing.name,
+        ) from None
+    return Emulator

@@ -9,14 +9,20 @@ import shlex
 import signal
 import sys
 import threading
+from typing import TYPE_CHECKING
 
-from airflow_provider_gptimg.emulator import Emulator
+if TYPE_CHECKING:
+    from airflow_provider_gptimg.emulator import Emulator
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    try:
+        from airflow_provider_gptimg.emulator import Emulator
+    except ImportError as missing:
+        parser.exit(2, f"{missing}\n")
     logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(message)s")
     logging.getLogger("airflow_provider_gptimg.emulator").setLevel(logging.DEBUG)
 

@@ -12,7 +12,6 @@ from airflow_provider_gptimg.emulator import Emulator
 SUBMIT = "/api/v1/images/generate"
 
 
-# The six lines that the package's docstring offers; a test compares them.
 @pytest.fixture
 def emulator(monkeypatch):
     with Emulator(speed=100) as emulator:

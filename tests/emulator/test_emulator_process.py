@@ -6,17 +6,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-import os
 import re
 import shlex
 import signal
 import socket
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import aiohttp
@@ -38,15 +35,6 @@ def shell(*arguments: str) -> Iterator[tuple[subprocess.Popen, list[str]]]:
             yield process, [process.stdout.readline() for _ in range(4)]
         finally:
             process.kill()
-
-
-def test_the_docstrings_fixture_is_the_one_these_tests_use(emulator):
-    _, _, rest = inspect.getdoc(package).partition("::\n\n")
-    example = textwrap.dedent(rest.partition("\n\n")[0])
-    assert example.startswith("@pytest.fixture\ndef emulator(monkeypatch):")
-    assert len(example.splitlines()) <= 6
-    assert example in (Path(__file__).parent / "conftest.py").read_text()
-    assert json.loads(os.environ["AIRFLOW_CONN_GPTIMG_DEFAULT"])["host"] == emulator.base_url
 
 
 def test_the_docstring_names_every_fault():
@@ -146,19 +134,23 @@ def test_the_command_says_what_it_cannot_do(emulator):
         assert "Traceback" not in ended.stderr
 
 
-@pytest.mark.parametrize("missing", ["aiohttp", "PIL"])
-def test_what_is_missing_is_named_with_the_way_to_install_it(missing):
-    code = f"import sys; sys.modules[{missing!r}] = None; import airflow_provider_gptimg.emulator"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
-    assert ended.stderr.splitlines()[-1] == (
-        f"ImportError: The emulator needs {missing}: pip install 'airflow-provider-gptimg[emulator]'"
-    )
+@pytest.mark.parametrize(("missing", "named"), [("aiohttp", "aiohttp"), ("PIL", "Pillow")])
+def test_what_is_missing_is_named_with_the_way_to_install_it(missing, named):
+    said = f"The emulator needs {named}: pip install 'airflow-provider-gptimg[emulator]'\n"
+    hidden = f"import sys; sys.modules[{missing!r}] = None; "
+    imported = hidden + "from airflow_provider_gptimg.emulator import Emulator"
+    ended = subprocess.run([sys.executable, "-c", imported], capture_output=True, text=True, timeout=30)
+    assert ended.stderr.endswith(f"\nImportError: {said}")
+    started = hidden + "from airflow_provider_gptimg.emulator.__main__ import main; main([])"
+    ended = subprocess.run([sys.executable, "-c", started], capture_output=True, text=True, timeout=30)
+    assert (ended.returncode, ended.stderr) == (2, said)
 
 
 def test_it_needs_neither_airflow_nor_the_client():
     code = """if True:
         import sys
         import airflow_provider_gptimg.emulator.__main__
+        from airflow_provider_gptimg.emulator import Emulator
         for name in sys.modules:
             ours = name.startswith("airflow_provider_gptimg.") and ".emulator" not in name
             if ours or name.partition(".")[0] in ("airflow", "httpx"):
