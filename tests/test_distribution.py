@@ -72,9 +72,10 @@ class TestWheel:
         (licence,) = [name for name in wheel.namelist() if name.endswith("licenses/LICENSE")]
         assert b"Apache License" in wheel.read(licence)
 
-    def test_has_the_entry_point(self, wheel):
+    def test_has_the_entry_points(self, wheel):
         (points,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
         assert b"provider_info = airflow_provider_gptimg:get_provider_info" in wheel.read(points)
+        assert b"[pytest11]\ngptimg = airflow_provider_gptimg.fixtures\n" in wheel.read(points)
 
     def test_says_what_it_is(self, metadata):
         assert (metadata["Name"], metadata["Version"]) == (NAME, __version__)
