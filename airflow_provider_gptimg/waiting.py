@@ -17,7 +17,20 @@ if TYPE_CHECKING:
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook
     from airflow_provider_gptimg.triggers.gptimg import GptImgTaskTrigger
 
-__all__ = ["TaskWait", "WaitMixin", "raise_failures", "read_event", "read_task_id", "read_task_ids"]
+__all__ = [
+    "HOLDS_A_WORKER",
+    "TaskWait",
+    "WaitMixin",
+    "raise_failures",
+    "read_event",
+    "read_task_id",
+    "read_task_ids",
+]
+
+HOLDS_A_WORKER = (
+    "This task holds a worker until its images are finished. To wait in the triggerer instead, set deferrable=True on "
+    "the task, or default_deferrable = True in the section [operators] of Airflow's configuration"
+)
 
 
 class WaitMixin:
@@ -95,6 +108,8 @@ class WaitMixin:
         if status == "error":
             # Else a triggerer that cannot wait and a worker would hand the task to each other without a pause.
             self.log.warning("The triggerer could not wait, so this worker does: %s", from_dict(event.get("error")))
+        else:
+            self.log.info(HOLDS_A_WORKER)
         wait.hold()
         return wait
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How Sphinx makes the site: `make docs`. It needs no network, and neither do the pages."""
+"""Sphinx's settings for `make docs`. Neither the build nor the pages need a network."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ project = "airflow-provider-gptimg"
 version = release
 copyright = "the maintainers, Apache License 2.0"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton"]
 myst_heading_anchors = 3
+
+copybutton_prompt_text = "$ "  # of a console block only the commands are copied
 
 default_role = "code"
 autodoc_typehints = "description"

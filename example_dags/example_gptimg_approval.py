@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Variants of a poster, of which a person picks those to keep (Airflow 3.1 and newer).
+"""Three variants of a poster; a person picks those to keep (Airflow 3.1 and newer).
 
 The form under *Required Actions* shows the variants. Those that are picked go to S3; the others stay at the vendor's.
-"Make others" starts the DAG again. Each round costs 2 credits a variant, whatever is picked of it: there is no
-round without a person's click, and the runs of the DAG are the rounds.
+*Make others* starts the DAG again. Each round costs 2 credits a variant, also for variants that nobody picks. A person
+starts each round with a click, so the DAG never spends credits by itself.
 """
 
 from __future__ import annotations
 
+# [START howto_dag_gptimg_approval]
 from collections.abc import Iterable
 from urllib.parse import quote
 
 from airflow.exceptions import AirflowOptionalProviderFeatureException
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
-from airflow.sdk import Param, dag
+from airflow.sdk import Param, dag, task
 
-from airflow_provider_gptimg.operators.gptimg import GptImgGenerateOperator
 from airflow_provider_gptimg.transfers.gptimg_to_s3 import GptImgToS3Operator
 
 try:
@@ -32,8 +32,13 @@ def table_row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
+def picture(style: str) -> str:
+    """Return Markdown that shows a variant's first image, as a Jinja template."""
+    return f"![{style}]({{{{ ti.xcom_pull(task_ids='{style}').images[0].url | shown }}}})"
+
+
 def shown(url: str) -> str:
-    """Return an image's URL as it can stand in Markdown, if images may come from its host."""
+    """Quote an image's URL for Markdown; refuse hosts that images may not come from."""
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook
 
     return quote(GptImgHook().settings.check_media_url(url), safe=":/?&=%+")
@@ -51,29 +56,23 @@ def shown(url: str) -> str:
     doc_md=__doc__,
 )
 def example_gptimg_approval():
-    # [START howto_dag_gptimg_approval]
+    @task.gptimg(deferrable=True, max_credits=2)
+    def poster(style: str, params: dict) -> dict:
+        return {"prompt": f"{params['subject']}, {style} poster", "aspect_ratio": "3:4"}
+
     choose = HITLBranchOperator(
         task_id="choose",
         subject="{{ params.subject }}: which posters do we keep?",
-        body=table_row(STYLES)
-        + table_row("---" for _ in STYLES)
-        + table_row(
-            f"![{style}]({{{{ ti.xcom_pull(task_ids='{style}').images[0].url | shown }}}})" for style in STYLES
-        ),
+        body=table_row(STYLES) + table_row("---" for _ in STYLES) + table_row(map(picture, STYLES)),
         options=[*STYLES, MAKE_OTHERS],
-        options_mapping={**{style: f"mirror_{style}" for style in STYLES}, MAKE_OTHERS: "make_others"},
+        options_mapping={style: f"mirror_{style}" for style in STYLES} | {MAKE_OTHERS: "make_others"},
         multiple=True,
     )
     for style in STYLES:
-        variant = GptImgGenerateOperator(
-            task_id=style,
-            prompt="{{ params.subject }}, " + style + " poster",
-            aspect_ratio="3:4",
-            deferrable=True,
-        )
+        variant = poster.override(task_id=style)(style)
         mirror = GptImgToS3Operator(
             task_id=f"mirror_{style}",
-            gptimg_task_id=variant.output,
+            gptimg_task_id=variant,
             s3_key="s3://{{ params.bucket }}/posters/{task_id}" + f"-{style}" + "{ext}",
         )
         variant >> choose >> mirror
@@ -83,8 +82,8 @@ def example_gptimg_approval():
         trigger_dag_id="example_gptimg_approval",
         conf={"subject": "{{ params.subject }}", "bucket": "{{ params.bucket }}"},
     )
-    # [END howto_dag_gptimg_approval]
 
 
 if HITLBranchOperator:
     example_gptimg_approval()
+# [END howto_dag_gptimg_approval]

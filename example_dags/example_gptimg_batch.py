@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+# [START howto_dag_gptimg_batch]
 from airflow.sdk import DAG, Param, task
 
 PRODUCTS = ["A teapot", "A stool", "A lantern", "A kite", "A clock", "A canoe"]
@@ -15,7 +16,7 @@ with DAG(
     tags=["example", "gptimg"],
     doc_md=__doc__,
 ):
-    # [START howto_decorator_gptimg_batch]
+
     @task.gptimg_batch(
         s3_key="s3://{{ params.bucket }}/catalogue/{task_id}-{index}{ext}",
         manifest_key="catalogue/{{ run_id | replace(':', '') }}.jsonl",
@@ -31,10 +32,9 @@ with DAG(
             for view in VIEWS
         ]
 
-    # [END howto_decorator_gptimg_batch]
-
     @task
-    def tell(summary: dict[str, int | str]) -> str:
-        return f"{summary['images']} images for {summary['credits']} credits, listed in {summary['manifest']}"
+    def report(summary: dict[str, int | str]) -> str:
+        return f"{summary['images']} images, {summary['credits']} credits: {summary['manifest']}"
 
-    tell(catalogue())
+    report(catalogue())
+# [END howto_dag_gptimg_batch]

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures of some campaigns: mapped prompts, one wait, a manifest and an asset for each campaign.
+"""The pictures of two campaigns: mapped prompts, and one wait, one manifest and one asset for each campaign.
 
-A second DAG is started by those assets: the event of each says which images are new, and it tells the website.
+The assets start a second DAG. It reads from their events which images are new, and publishes the list for a website.
 """
 
 from __future__ import annotations
 
+# [START howto_dag_gptimg_campaign]
 import json
 
 from airflow.sdk import DAG, Asset, Param, TaskGroup, task
@@ -29,28 +30,23 @@ with DAG(
 ):
     for campaign, prompts in CAMPAIGNS.items():
         with TaskGroup(campaign):
-            # [START howto_operator_gptimg_submit_mapped]
-            submit = GptImgSubmitOperator.partial(task_id="submit", aspect_ratio="16:9").expand(prompt=prompts)
-            # [END howto_operator_gptimg_submit_mapped]
-
-            # [START howto_transfer_gptimg_to_s3_asset]
+            mapped = GptImgSubmitOperator.partial(task_id="submit", aspect_ratio="16:9")
+            submit = mapped.expand(prompt=prompts)
             GptImgToS3Operator(
                 task_id="mirror",
                 gptimg_task_id=submit.output,
                 deferrable=True,  # It waits for what is not finished.
                 s3_bucket="{{ params.bucket }}",
-                s3_key="campaigns/" + campaign + "/{{ dag_run.run_after | ds }}/{task_id}-{index}{ext}",
-                manifest_key="campaigns/" + campaign + "/manifests/{{ run_id | replace(':', '') }}.jsonl",
+                s3_key=f"campaigns/{campaign}/" + "{{ dag_run.run_after | ds }}/{task_id}-{index}{ext}",
+                manifest_key=f"campaigns/{campaign}/manifests/" + "{{ run_id | replace(':', '') }}.jsonl",
                 outlets=[PICTURES[campaign]],
             )
-            # [END howto_transfer_gptimg_to_s3_asset]
 
-# [START howto_dag_gptimg_campaign_publish]
 with DAG(
     "example_gptimg_campaign_publish",
-    schedule=list(PICTURES.values()),  # Once there are new pictures of each campaign.
+    schedule=list(PICTURES.values()),  # When each campaign has new pictures.
     tags=["example", "gptimg"],
-    doc_md="Tells the website which images of each campaign are the current ones.",
+    doc_md="Publish which images of each campaign are the current ones.",
 ):
 
     @task(retries=2)
@@ -59,7 +55,7 @@ with DAG(
 
         s3, written = S3Hook(), []
         for asset, events in triggering_asset_events.items():
-            latest = events[-1].extra  # What the mirror says: `uris`, their number as `images`, and the `manifest`.
+            latest = events[-1].extra  # From the mirror: `uris`, `images` (their number), `manifest`.
             bucket, _ = S3Hook.parse_s3_url(latest["manifest"])
             key = f"campaigns/current/{asset.name}.json"
             s3.load_string(json.dumps(latest), key, bucket, replace=True)
@@ -67,4 +63,4 @@ with DAG(
         return written
 
     publish()
-# [END howto_dag_gptimg_campaign_publish]
+# [END howto_dag_gptimg_campaign]

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image to image: a new picture made from two references that lie in S3."""
+"""Image to image: a new picture made from two reference pictures in S3."""
 
 from __future__ import annotations
 
+# [START howto_dag_gptimg_edit]
 from airflow.sdk import DAG, Param
 
 from airflow_provider_gptimg.operators.gptimg import GptImgGenerateOperator
@@ -11,6 +12,7 @@ from airflow_provider_gptimg.transfers.gptimg_to_s3 import GptImgToS3Operator
 with DAG(
     "example_gptimg_edit",
     schedule=None,
+    default_args={"retries": 2},  # A retry takes up what is paid for already.
     params={
         "prompt": Param("The chair of the first picture in the room of the second", type="string"),
         "bucket": Param("gptimg-demo", type="string"),
@@ -18,7 +20,6 @@ with DAG(
     tags=["example", "gptimg"],
     doc_md=__doc__,
 ):
-    # [START howto_operator_gptimg_generate]
     edit = GptImgGenerateOperator(
         task_id="edit",
         prompt="{{ params.prompt }}",
@@ -28,10 +29,9 @@ with DAG(
         ],
         deferrable=True,
     )
-    # [END howto_operator_gptimg_generate]
-
     GptImgToS3Operator(
         task_id="mirror",
         gptimg_task_id=edit.output,
         s3_key="s3://{{ params.bucket }}/edits/{task_id}/{index}{ext}",
     )
+# [END howto_dag_gptimg_edit]

@@ -7,7 +7,8 @@ import re
 import tomllib
 from typing import Any
 
-from markdown_pages import ROOT, names, rows, section
+import pytest
+from markdown_pages import ROOT, blocks, names, rows, section
 
 from airflow_provider_gptimg import get_provider_info
 from airflow_provider_gptimg.api.tasks import Image, ImageTask
@@ -124,12 +125,26 @@ def test_each_class_has_a_page_in_the_index_and_in_the_readme():
     index = rows((ROOT / "docs/classes/index.md").read_text())[1:]
     pages = {page for first, *_ in index for page in re.findall(r"\((\S+\.md)\)", first)}
     assert pages == {path.name for path in ROOT.glob("docs/classes/*.md")} - {"index.md"}
-    linked = re.findall(r"\(docs/classes/(\S+\.md)\)", (ROOT / "README.md").read_text())
+    linked = re.findall(r"\(docs/classes/(\S+\.md)\)", section("README.md", "Classes"))
     assert set(linked) == pages - {"emulator.md"}
 
 
+@pytest.mark.parametrize("path", sorted(ROOT.glob("docs/classes/*.md")), ids=lambda path: path.stem)
+def test_each_class_page_links_to_its_source_and_has_a_whole_dag(path):
+    """Blocks and examples run in other tests."""
+    text = path.read_text()
+    if path.stem != "index":
+        assert re.search(r"\]\(\.\./\.\./airflow_provider_gptimg/[^)]*\.py\)", text)
+    if path.stem not in {"index", "emulator"}:
+        python = [block for block in blocks("python") if block.page == str(path.relative_to(ROOT))]
+        whole = re.findall(r'literalinclude\} \.\./\.\./example_dags/.*\n.*\n:start-after: "\[START howto_dag_', text)
+        assert python or whole
+
+
 def test_the_requirements():
-    table = re.findall(r"^\| `([\w-]+)` \| `(>=[\d.]+)` \|$", section("README.md", "Compatibility"), re.MULTILINE)
+    table = re.findall(
+        r"^\| `([\w-]+)` \| `(>=[\d.]+)` \|$", section("docs/getting-started.md", "Requirements"), re.MULTILINE
+    )
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert ["".join(row) for row in table] == project["dependencies"]
 

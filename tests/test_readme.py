@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README keeps its word where a table or a promise stands in it; its blocks and links are tested with the docs'."""
+"""The README's promises and order; its blocks and links are tested with those of the docs."""
 
 from __future__ import annotations
 
 import re
 
-from markdown_pages import ROOT, blocks, names, rows, section
+from markdown_pages import PAGES, ROOT, blocks, names, rows, section
 
 from airflow_provider_gptimg import exceptions
 from airflow_provider_gptimg.verdicts import airflow_verdict
@@ -19,13 +19,27 @@ def test_the_first_dag_has_twelve_lines():
     assert len(first.text.splitlines()) <= 12
 
 
-def test_it_leads_with_what_needs_no_account():
-    first = next(block for block in blocks() if block.page == README)
+def test_the_first_commands_need_no_account():
+    first = next(block for block in blocks("console") if block.page == README)
     assert first.text == "$ make demo\n$ make test\n"
 
 
+def test_it_fits_a_screen_and_a_half():
+    assert len(PAGES[README].splitlines()) <= 115
+
+
+def test_the_first_dag_follows_the_advice_of_the_docs():
+    """It retries, waits in the triggerer, and has no sensor before the transfer."""
+    first = next(block for block in blocks("python") if block.page == README)
+    assert re.search(r'"retries": [2-9]', first.text)
+    assert "deferrable=True" in first.text
+    assert "Sensor" not in first.text
+
+
 def test_the_table_of_errors_is_complete_and_true():
-    table = {name.strip("`"): verdict for name, _, verdict in rows(section(README, "Failure and cost")) if "`" in name}
+    table = {
+        name.strip("`"): verdict for name, _, verdict in rows(section("docs/errors.md", "The errors")) if "`" in name
+    }
     assert set(table) == {name for name in exceptions.__all__ if name != "GptImgError"}
     for name, verdict in table.items():
         assert retried(getattr(exceptions, name)) is verdict.startswith("yes"), name

@@ -70,7 +70,7 @@ class NoAnswer:
 def decode(call: Call, answer: Answer) -> ImageTask:
     """Parse an HTTP answer into an image task.
 
-    :raises GptImgError: Of the class that the README's table says.
+    :raises GptImgError: As the table of errors in the docs says.
     """
     if 200 <= answer.status < 300:
         try:

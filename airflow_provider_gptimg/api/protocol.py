@@ -49,7 +49,7 @@ def converse(
 
     :param max_attempts: How often the call is sent at the most.
     :param max_wait: Seconds to sleep in all at the most; a `Retry-After` beyond that is raised at once.
-    :raises GptImgError: As the tables of the README say.
+    :raises GptImgError: As the table of errors in the docs says.
     """
     waited = 0.0
     attempt = 0

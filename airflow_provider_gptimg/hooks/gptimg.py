@@ -110,7 +110,7 @@ class GptImgHook(BaseHook):
         :param aws_conn_id: AWS connection that presigns `s3://` references.
         :raises GptImgRequestError: Refused before sending, or by the API.
         :raises GptImgSubmissionUnknownError: Credits may have been charged; nobody here can know.
-        :raises GptImgError: As the README's table of errors says.
+        :raises GptImgError: As the table of errors in the docs says.
         """
         check_on_unknown_submission(on_unknown_submission)
         request = ImageRequest.check(
@@ -172,7 +172,7 @@ class GptImgHook(BaseHook):
         """Return what the API says of an image task now.
 
         :raises GptImgTaskNotFoundError: The API does not know it, or it is another user's.
-        :raises GptImgError: As the README's table of errors says.
+        :raises GptImgError: As the table of errors in the docs says.
         """
         return self._converse(poll_call(task_id))
 

@@ -88,7 +88,7 @@ class GptImgSubmitOperator(BaseOperator):
         """Return the id of the image task.
 
         :raises AirflowFailException: No other attempt would end otherwise; its cause is the error.
-        :raises GptImgError: As the README's table of errors says.
+        :raises GptImgError: As the table of errors in the docs says.
         """
         submission, accepted = self._obtain(context)
         submission.deliver(accepted.name, accepted.task.task_id)
@@ -171,7 +171,7 @@ class GptImgGenerateOperator(GptImgSubmitOperator, WaitMixin):
         """Return the finished task, or defer until it is finished.
 
         :raises AirflowFailException: No other attempt would end otherwise; its cause is the error.
-        :raises GptImgError: As the README's table of errors says.
+        :raises GptImgError: As the table of errors in the docs says.
         """
         self.operator_extra_links = ()
         _, accepted = self._obtain(context)

@@ -80,7 +80,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         """Return the summary, or defer until there is more to do.
 
         :raises AirflowFailException: No other attempt would end otherwise; its cause is the error.
-        :raises GptImgError: As the README's table of errors says.
+        :raises GptImgError: As the table of errors in the docs says.
         """
         from airflow_provider_gptimg.batch.pace import Pace
 
@@ -189,8 +189,10 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         :param digest: Of the requests that the attempt began with.
         """
         from airflow_provider_gptimg.triggers.gptimg import GptImgTaskTrigger
+        from airflow_provider_gptimg.waiting import HOLDS_A_WORKER
 
         batch.look()
+        told = self.deferrable
         while batch.work():
             if self.deferrable and batch.can_defer:
                 self.operator_extra_links = ()
@@ -199,6 +201,9 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
                     method_name="execute_complete",
                     kwargs={"pace": batch.pace.as_dict(), "digest": digest},
                 )
+            if not told:
+                self.log.info(HOLDS_A_WORKER)
+                told = True
             batch.hold()
 
     def _conclude(

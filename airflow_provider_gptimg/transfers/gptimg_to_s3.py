@@ -124,7 +124,7 @@ class GptImgToS3Operator(WaitMixin, BaseOperator):
         """Return the mirrored objects, or defer until the tasks are finished.
 
         :raises AirflowFailException: No other attempt would end otherwise; its cause is the error.
-        :raises GptImgError: As the README's table of errors says.
+        :raises GptImgError: As the table of errors in the docs says.
         """
         return self._mirror_when_finished(context)
 

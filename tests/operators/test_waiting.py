@@ -175,6 +175,11 @@ def test_a_missing_image_is_named(emulator, instance, deferrable, log):
     assert "delivered 3 images of the 4 that were asked for" in log()
 
 
+def test_one_that_holds_a_worker_says_so_once_and_names_the_way_out(instance, waiting, deferrable, log):
+    instance.attempt(waiting(4, deferrable=deferrable))
+    assert log().count("deferrable=True") == (0 if deferrable else 1)
+
+
 class TestSkips:
     """As core sensors do: `soft_fail` for time-outs and final failures, `never_fail` for all."""
 

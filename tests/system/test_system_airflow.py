@@ -14,14 +14,14 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 def test_a_wait_outlives_its_triggerer(airflow: StandaloneAirflow, emulator: Emulator):
     run = airflow.trigger("example_gptimg_to_s3")
-    run.wait_for("wait", "deferred")
+    run.wait_for("mirror", "deferred")
     task_id = run.xcom("submit")
     until(lambda: emulator.task(task_id).polls > 1, 30, "a poll by the triggerer")
     airflow.kill("triggerer")
     assert not [process for process in airflow.processes() if "triggerer" in " ".join(process.cmdline())]
     airflow.launch("triggerer")
     assert run.wait() == "success"
-    assert run.task_instance("wait")["try_number"] == 1
+    assert run.task_instance("mirror")["try_number"] == 1
     assert len(emulator.ledger) == 1
 
 

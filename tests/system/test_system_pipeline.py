@@ -21,7 +21,7 @@ def run(airflow: StandaloneAirflow, emulator: Emulator) -> DagRun:
     """The run of the first example, at its end."""
     run = airflow.trigger("example_gptimg_to_s3", {"prompt": "A ferry in the fog"})
     # In the triggerer, while the image task goes on.
-    waiting = run.wait_for("wait", "deferred")
+    waiting = run.wait_for("mirror", "deferred")
     assert waiting["trigger"]["classpath"] == "airflow_provider_gptimg.triggers.gptimg.GptImgTaskTrigger"
     assert run.wait() == "success", "\n".join(run.log(ti["task_id"]) for ti in run.task_instances())
     return run
@@ -41,7 +41,7 @@ def test_the_images_are_in_s3_and_were_paid_for_once(run, emulator, s3, airflow)
     contents = [s3.get_object(Bucket=BUCKET, Key=image["key"])["Body"].read() for image in mirrored]
     assert contents == task.images
 
-    assert re.search(r"Image task \S+: processing", run.log("wait"))
+    assert re.search(r"Image task \S+: processing", run.log("mirror"))
     found = files_with(task.task_id, airflow.home)
     assert any(path.name.startswith("airflow.db") for path in found)
     assert any(path.suffix == ".log" for path in found)
