@@ -7,6 +7,7 @@ places are private: `tests/test_airflow_compat.py` names the versions on which e
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -138,6 +139,11 @@ async def get_async_connection(conn_id: str) -> Connection:
     from asgiref.sync import sync_to_async
 
     return await sync_to_async(BaseHook.get_connection)(conn_id)
+
+
+def act_as_server() -> None:
+    """Let this process, a command line of ours, read connections from Airflow's database, as `airflow` commands do."""
+    os.environ["_AIRFLOW_PROCESS_CONTEXT"] = "server"
 
 
 def is_run_by_airflow(ti: Any) -> bool:

@@ -9,7 +9,14 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_gptimg.api.tasks import ImageTask, check_task_id
-from airflow_provider_gptimg.exceptions import GptImgError, GptImgProtocolError, GptImgRequestError, from_dict
+from airflow_provider_gptimg.exceptions import (
+    GptImgError,
+    GptImgProtocolError,
+    GptImgRequestError,
+    GptImgTaskFailedError,
+    from_dict,
+)
+from airflow_provider_gptimg.journal.spending import note_refunds
 from airflow_provider_gptimg.polling import PAID_FOR, Progress, Wait, check_timeout
 
 if TYPE_CHECKING:
@@ -226,7 +233,10 @@ class TaskWait:
     @property
     def outcomes(self) -> dict[str, ImageTask | GptImgError]:
         """The end of each task: the completed task, or an error."""
-        return {task_id: self._wait.outcome(task_id) for task_id in dict.fromkeys(self.task_ids)}
+        outcomes = {task_id: self._wait.outcome(task_id) for task_id in dict.fromkeys(self.task_ids)}
+        failed = [task_id for task_id, outcome in outcomes.items() if isinstance(outcome, GptImgTaskFailedError)]
+        note_refunds(failed, self.hook.log)
+        return outcomes
 
     def results(self, images: int | None = None) -> list[ImageTask]:
         """Return the completed tasks, in the order of their ids, and log what was made.

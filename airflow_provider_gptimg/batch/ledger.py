@@ -157,6 +157,7 @@ class Ledger:
                 time.time(),
                 self.max_tries,
                 tuple(unknown.name for unknown in entry.plan.unknown),
+                conn_id=self._conn_id,
             )
             self._note({"sent": self._sent, "occurrence": entry.occurrence, "prompt": entry.prompt, **sent.intent()})
         try:

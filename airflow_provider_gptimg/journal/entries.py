@@ -31,6 +31,7 @@ class Submitted:
     :param refused: Why it certainly was not accepted, or was not sent.
     :param delivered: `max_tries` of the success that returned it; None: there is none.
     :param refunded: Its generation failed.
+    :param conn_id: Id of the connection, for spending; empty where an earlier release wrote it down.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Submitted:
     refused: str | None = None
     delivered: int | None = None
     refunded: bool = False
+    conn_id: str = ""
 
     @property
     def attempt(self) -> int:
@@ -62,7 +64,8 @@ class Submitted:
     def intent(self) -> dict[str, Any]:
         """Return what is written before the POST."""
         fact = {"fingerprint": self.fingerprint, "credits": self.credits, "at": self.at, "max_tries": self.max_tries}
-        return fact | ({"passes_over": list(self.passes_over)} if self.passes_over else {})
+        conn_id = {"conn_id": self.conn_id} if self.conn_id else {}
+        return fact | conn_id | ({"passes_over": list(self.passes_over)} if self.passes_over else {})
 
     def outcome(self) -> dict[str, Any]:
         """Return what is written after it."""
@@ -89,6 +92,7 @@ class Submitted:
             refused=refused if isinstance(refused, str) else None,
             delivered=delivered if isinstance(delivered, int) else None,
             refunded=end.get("refunded") is True,
+            conn_id=str(intent.get("conn_id") or ""),
         )
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_gptimg.airflow_compat import (
@@ -24,9 +25,23 @@ from airflow_provider_gptimg.exceptions import GptImgError, GptImgRequestError
 if TYPE_CHECKING:
     from airflow_provider_gptimg.airflow_compat import Context
 
-__all__ = ["MemoryStore", "S3Store", "StateStore", "Store", "VariableStore", "open_store", "owner_of", "run_owner"]
+__all__ = [
+    "MemoryStore",
+    "S3Store",
+    "StateStore",
+    "Store",
+    "VariableStore",
+    "open_s3_journal",
+    "open_store",
+    "owner_of",
+    "run_owner",
+]
 
 _PREFIX = "gptimg:"
+_WRITER = "writer"
+_LARGEST = 1024 * 1024
+"""Bytes of an entry in S3 that are read: it has 40 KB at the most."""
+_AT_A_TIME = 32
 
 
 class Store(ABC):
@@ -184,24 +199,49 @@ class VariableStore(Store):
 
 
 class S3Store(Store):
-    """Small objects in S3, which attempts cannot overwrite.
+    """Small objects in S3, which attempts cannot overwrite. It may be used from several threads.
 
-    :param prefix: Of the task instance's objects, with a slash at its end.
+    :param prefix: Of the store's objects, with a slash at its end.
     :param aws_conn_id: AWS connection.
+    :param writer: Task instance that each entry names as its writer, for spending; None: none.
+    :param parent: Store whose client it shares; None: it has its own.
     """
 
-    def __init__(self, bucket: str, prefix: str, aws_conn_id: str | None) -> None:
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str,
+        aws_conn_id: str | None,
+        writer: dict[str, Any] | None = None,
+        parent: S3Store | None = None,
+    ) -> None:
         self._bucket = bucket
         self._prefix = prefix
         self._aws_conn_id = aws_conn_id
+        self._writer = {_WRITER: writer} if writer else {}
         self._client: Any = None
+        self._parent = parent
         self.way_to_drop: str = f"delete the objects s3://{bucket}/{prefix}…"
+
+    def below(self, folder: str, writer: dict[str, Any] | None = None) -> S3Store:
+        """Return the store of a folder in this one, over the same client.
+
+        :param folder: Its name, without a slash.
+        :param writer: As of the class.
+        """
+        return S3Store(self._bucket, f"{self._prefix}{folder}/", self._aws_conn_id, writer, self)
 
     def get(self, name: str) -> Any:
         """Return an entry; None: there is none."""
+        entry = self.get_signed(name)
+        return {key: value for key, value in entry.items() if key != _WRITER} if isinstance(entry, dict) else entry
+
+    def get_signed(self, name: str) -> Any:
+        """Return an entry with its `writer`, the task instance that wrote it; None: there is none."""
         with _told("read", self):
             try:
-                text = self._s3.get_object(Bucket=self._bucket, Key=self._key(name))["Body"].read()
+                with closing(self._s3.get_object(Bucket=self._bucket, Key=self._key(name))["Body"]) as body:
+                    text = body.read(_LARGEST)
             except self._s3.exceptions.ClientError as error:
                 if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
                     return None
@@ -211,9 +251,24 @@ class S3Store(Store):
         except ValueError:
             return {}  # something was written, and nobody can tell what
 
+    def get_all(self, names: Iterable[str]) -> dict[str, Any]:
+        """Return entries by name as :meth:`get_signed` does, several at a time."""
+        return self._each(self.get_signed, names)
+
+    def times_of(self, starts: Iterable[str]) -> dict[str, float]:
+        """Return as :meth:`times` what starts with any of `starts`, with one request for each, several at a time."""
+        return {name: at for times in self._each(self.times, starts).values() for name, at in times.items()}
+
+    def _each(self, call: Callable[[str], Any], names: Iterable[str]) -> dict[str, Any]:
+        names = list(names)
+        with _told("read", self):
+            _ = self._s3  # made once, before several threads ask for it
+        with ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="gptimg-journal") as pool:
+            return dict(zip(names, pool.map(call, names), strict=True))
+
     def put(self, name: str, entry: dict[str, Any]) -> bool:
         """Write an entry once; return whether it is there now, and not another one in its place."""
-        text = json.dumps(entry)
+        text = json.dumps({**entry, **self._writer})
         item = {"Bucket": self._bucket, "Key": self._key(name), "Body": text, "ContentType": "application/json"}
         with _told("written", self):
             try:
@@ -226,14 +281,29 @@ class S3Store(Store):
                     return True
                 if status not in (409, 412):
                     raise
-        return bool(self.get(name) == json.loads(text))  # it may be this very write, repeated
+        return bool(self.get_signed(name) == json.loads(text))  # it may be this very write, repeated
 
     def list(self) -> set[str]:
         """Return the names of all entries."""
+        return set(self.times())
+
+    def times(self, start: str = "", up_to: str = "") -> dict[str, float]:
+        """Return when each entry was written, in Unix seconds by S3's clock, by name: one request for 1,000 entries.
+
+        :param start: Only names that start so.
+        :param up_to: Name that ends the list; empty: all.
+        """
+        times: dict[str, float] = {}
         with _told("listed", self):
-            pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix)
-            keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
-        return {key.removeprefix(self._prefix).removesuffix(".json") for key in keys}
+            paginator = self._s3.get_paginator("list_objects_v2")
+            pages = paginator.paginate(Bucket=self._bucket, Prefix=self._prefix + start)
+            for page in pages:
+                for item in page.get("Contents", ()):
+                    name = item["Key"].removeprefix(self._prefix).removesuffix(".json")
+                    if up_to and name >= up_to:
+                        return times
+                    times[name] = item["LastModified"].timestamp()
+        return times
 
     def delete(self, name: str) -> None:
         """Delete an entry, if it is there."""
@@ -245,10 +315,14 @@ class S3Store(Store):
 
     @property
     def _s3(self) -> Any:
+        if self._parent is not None:
+            return self._parent._s3
         if self._client is None:
             from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
-            self._client = S3Hook(aws_conn_id=self._aws_conn_id).get_conn()
+            from airflow_provider_gptimg.mirroring.store import s3_client
+
+            self._client = s3_client(S3Hook(aws_conn_id=self._aws_conn_id), _AT_A_TIME)
         return self._client
 
 
@@ -263,6 +337,21 @@ def _told(what: str, store: Store) -> Iterator[None]:
         raise GptImgError(
             f"The journal of what was paid for cannot be {what} ({type(store).__name__}): {error}"
         ) from error
+
+
+def open_s3_journal() -> S3Store | None:
+    """Return the journal of all task instances, if `[gptimg] journal` says that it is in S3; else None.
+
+    :raises GptImgRequestError: The setting is not understood.
+    """
+    setting = _setting()
+    if not setting.startswith("s3://"):
+        return None
+    bucket, _, prefix = setting.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise _not_understood(setting)
+    folder = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+    return S3Store(bucket, folder, conf.get("gptimg", "journal_aws_conn_id", fallback="aws_default") or None)
 
 
 def owner_of(dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
@@ -284,7 +373,7 @@ def open_store(context: Context) -> Store:
 
     :raises GptImgRequestError: The setting is not understood.
     """
-    setting = str(conf.get("gptimg", "journal", fallback="auto")).strip() or "auto"
+    setting = _setting()
     ti: Any = context.get("ti")
     identity = [getattr(ti, name, None) for name in ("dag_id", "run_id", "task_id")]
     map_index = getattr(ti, "map_index", -1)
@@ -292,13 +381,11 @@ def open_store(context: Context) -> Store:
     is_known = all(isinstance(part, str) for part in identity)
     dag_id, run_id, task_id = map(str, identity)
     owner = owner_of(dag_id, run_id, task_id, map_index)
-    if setting.startswith("s3://"):
-        bucket, _, prefix = setting.removeprefix("s3://").partition("/")
-        if not bucket:
-            raise _not_understood(setting)
-        folder = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-        aws_conn_id = conf.get("gptimg", "journal_aws_conn_id", fallback="aws_default") or None
-        return S3Store(bucket, f"{folder}{owner}/", aws_conn_id) if is_known else MemoryStore()
+    if (journal := open_s3_journal()) is not None:
+        if not is_known:
+            return MemoryStore()
+        writer = {"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "map_index": map_index}
+        return journal.below(owner, writer)
     if setting == "none":
         return MemoryStore()
     if setting != "auto":
@@ -312,6 +399,10 @@ def open_store(context: Context) -> Store:
         description = f"What {place}{mapped} has submitted to the gpt-image-2 API; deleted once it is delivered"
         return VariableStore(owner, description)
     return MemoryStore()
+
+
+def _setting() -> str:
+    return str(conf.get("gptimg", "journal", fallback="auto")).strip() or "auto"
 
 
 def _not_understood(setting: str) -> GptImgRequestError:

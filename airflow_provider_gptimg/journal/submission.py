@@ -187,6 +187,7 @@ class Submission:
                 time.time(),
                 attempt.max_tries,
                 tuple(lost.name for lost in plan.unknown),
+                conn_id=hook.gptimg_conn_id,
             )
             attempt.intend(submission)
             self._open = submission
