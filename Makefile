@@ -12,10 +12,10 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make demo    run an example DAG on a throw-away Airflow with a stand-in API and S3"
-	@echo "make test    the tests, with one DAG on a running Airflow"
+	@echo "make test    the tests that start no whole Airflow, in minutes"
 	@echo "make fuzz    a million odd answers of the API (ANSWERS=1000000)"
 	@echo "make quick   the tests of what needs no server, in seconds"
-	@echo "make system  more on a running Airflow: kills at every point, the gallery, the sandbox"
+	@echo "make system  the tests on a running Airflow: kills at every point, the gallery, the sandbox, the DAGs of the docs"
 	@echo "make browser install the browser that shows the gallery to its tests (as root)"
 	@echo "make stores  install two more S3 servers, and test the mirror on them"
 	@echo "make chaos   minutes of random kills"

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import functools
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -9,20 +8,9 @@ from typing import Any
 
 import pytest
 from attempts import Instance, StateStore
-from botocore.loaders import JSONFileLoader
 
 from airflow_provider_gptimg import polling
 from airflow_provider_gptimg.emulator import Emulator
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _service_models_are_read_once() -> Iterator[None]:
-    """Spare each new S3 client 0.1 s of reading the same JSON as the one before."""
-    read = JSONFileLoader.load_file
-    by_path = functools.cache(lambda path: read(JSONFileLoader(), path))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(JSONFileLoader, "load_file", lambda self, path: by_path(path))
-        yield
 
 
 @pytest.fixture(scope="session")

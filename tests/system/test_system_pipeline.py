@@ -12,8 +12,7 @@ from conftest import API_KEY, BUCKET
 from airflow_provider_gptimg.emulator import Emulator
 from airflow_provider_gptimg.sandbox import DagRun, StandaloneAirflow
 
-# Not marked `system`: of the tests on a running Airflow it is the one in `make test`.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 
 @pytest.fixture

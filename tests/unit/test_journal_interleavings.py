@@ -88,7 +88,14 @@ def wander(make: Any, courses: int, seed: int) -> int:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("kind", "waits"), [("state store", False), ("state store", True), ("Variables", False)])
+@pytest.mark.parametrize(
+    ("kind", "waits"),
+    [
+        ("state store", False),
+        ("state store", True),
+        pytest.param("Variables", False, marks=pytest.mark.system),  # half a minute: its store is read name by name
+    ],
+)
 def test_every_interleaving_of_two_attempts(kind, waits):
     assert explore(lambda: (kind, {"waits": waits})) > 1000
 

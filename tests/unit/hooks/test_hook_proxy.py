@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from raw_server import raw_server
 
+from airflow_provider_gptimg.api import protocol
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgRequestError
 from airflow_provider_gptimg.hooks.connection import Origin
 from airflow_provider_gptimg.hooks.gptimg import GptImgHook
@@ -31,6 +32,7 @@ def refuses(connection: Any) -> None:
 
 @pytest.mark.parametrize("scheme", ["http://", ""], ids=["with-scheme", "without-scheme"])
 def test_calls_go_over_the_proxy_of_the_environment(monkeypatch, hook, scheme):
+    monkeypatch.setattr(protocol, "backoff", lambda *_: 0.0)
     with raw_server(refuses) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.base_url.replace("http://", scheme))
         accepted, words = hook.test_connection()
