@@ -212,12 +212,12 @@ def again(case: Case, rounds: int, bench: Bench) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one round, and fewer images")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--full", action="store_true", help="three rounds instead of two, and 200 images instead of 40")
+    parser.add_argument("--rounds", type=int)
     parser.add_argument("--s3", choices=["sink", "moto"], default="sink", help="one that forgets bodies, or moto's")
     arguments = parser.parse_args()
-    rounds = 1 if arguments.quick else arguments.rounds
-    many = 40 if arguments.quick else 200
+    rounds, many = (3, 200) if arguments.full else (2, 40)
+    rounds = arguments.rounds or rounds
     with tempfile.TemporaryDirectory(prefix="gptimg-bench-") as home:
         bench = Bench(arguments.s3, home)
         for case in (Case(16, 2), Case(4, 32), Case(many, 1.5)):

@@ -161,24 +161,28 @@ def _print_growth(seen: dict[Scene, dict[str, list[Cost]]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one scene, once, the main contestants: under a minute")
-    parser.add_argument("--rounds", type=int, help="2, with --quick 1")
+    parser.add_argument("--full", action="store_true", help="all scenes and contestants: half an hour")
+    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, help="of 1,000 waits, over TLS")
+    parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     thousands = tuple(name for name in CONTESTANTS if name not in ("empty", *NOT_FOR_THOUSANDS))
     ours = ("hand-written", REFERENCE, OURS)
-    scenes = [
-        Scene(100, True, (REFERENCE, OURS, *NOT_FOR_THOUSANDS)),
-        Scene(1000, True, thousands),
-        Scene(5000, True, ours),
-        Scene(1000, False, ours),
-        Scene(5000, False, ours),
-    ]
-    times, rounds = Times(), arguments.rounds or 2
-    if arguments.quick:
-        scenes, times, rounds = [Scene(1000, True, (REFERENCE, OURS))], Times(6.0, 6.0), arguments.rounds or 1
+    if arguments.only:
+        scenes = [Scene(1000, True, (REFERENCE, *(name for name in arguments.only if name != REFERENCE)))]
+    elif arguments.full:
+        scenes = [
+            Scene(100, True, (REFERENCE, OURS, *NOT_FOR_THOUSANDS)),
+            Scene(1000, True, thousands),
+            Scene(5000, True, ours),
+            Scene(1000, False, ours),
+            Scene(5000, False, ours),
+        ]
+    else:
+        scenes = [Scene(1000, True, (*ours, "http-event", "http-sensor", "databricks"))]
+    times = Times()
     os.sched_setaffinity(0, CPUS[:1])
     with tempfile.TemporaryDirectory() as folder, LoopbackApi(Path(folder)) as api:
-        measure(api, scenes, rounds, times, Path(folder))
+        measure(api, scenes, arguments.rounds, times, Path(folder))
 
 
 if __name__ == "__main__":

@@ -113,10 +113,10 @@ async def measure(emulator: Emulator, generations: int, speed: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer generations, and faster ones: half a minute")
-    quick = parser.parse_args().quick
-    simulate(4_000 if quick else 40_000)
-    speed, generations = (5.0, 40) if quick else (2.0, 100)
+    parser.add_argument("--full", action="store_true", help="more generations, and slower ones: some minutes")
+    full = parser.parse_args().full
+    simulate(40_000 if full else 4_000)
+    speed, generations = (2.0, 100) if full else (5.0, 40)
     with tempfile.TemporaryDirectory() as home, Emulator(speed=speed, record_calls=False) as emulator:
         os.environ |= {
             "AIRFLOW_HOME": home,
