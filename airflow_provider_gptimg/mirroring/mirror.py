@@ -12,14 +12,14 @@ import random
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, Any
 
 from airflow_provider_gptimg.api.protocol import backoff
-from airflow_provider_gptimg.api.tasks import COMPLETED, Image, ImageTask
+from airflow_provider_gptimg.api.tasks import ImageTask
 from airflow_provider_gptimg.api.texts import clean_url
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgMediaError, GptImgRequestError
+from airflow_provider_gptimg.mirroring.claims import Claims
 from airflow_provider_gptimg.mirroring.destination import KeyPattern
 from airflow_provider_gptimg.mirroring.download import Download, Downloader, GoneError, TransientError
 from airflow_provider_gptimg.mirroring.images import FORMATS
@@ -104,10 +104,12 @@ class Mirror:
         with span("mirror", images=len(sources)):
             found = self._look(sources)
             missing = [source for source in sources if source not in found]
-            with ThreadPoolExecutor(self._concurrency, thread_name_prefix="gptimg-mirror") as pool:
-                unproven = list({source.task_id for source in missing} & set(claimed))
-                known = dict(zip(unproven, pool.map(self._ask, unproven), strict=True))
-                copies = pool.map(lambda source: self._copy_or_error(source, known.get(source.task_id)), missing)
+            unconfirmed = {source.task_id: None for source in missing if source.task_id in claimed}
+            with (
+                Claims(self._hook, unconfirmed) as claims,
+                ThreadPoolExecutor(self._concurrency, thread_name_prefix="gptimg-mirror") as pool,
+            ):
+                copies = pool.map(lambda source: self._copy_or_error(source, claims), missing)
                 found.update(zip(missing, copies, strict=True))
         _count(found.values())
         results: dict[str, list[MirroredObject] | GptImgError] = {}
@@ -181,19 +183,9 @@ class Mirror:
                 self._taken.add(key)
         return None
 
-    def _ask(self, task_id: str) -> ImageTask | GptImgError:
+    def _copy_or_error(self, source: Source, claims: Claims) -> MirroredObject | GptImgError:
         try:
-            return self._hook.get_task(task_id)
-        except GptImgError as error:
-            return error
-
-    def _copy_or_error(self, source: Source, known: ImageTask | GptImgError | None) -> MirroredObject | GptImgError:
-        """Copy one image.
-
-        :param known: What the API says of its task, if it was asked.
-        """
-        try:
-            return self._copy(_proven(source, known) if known else source)
+            return self._copy(claims.confirm(source))
         except GptImgError as error:
             self._log.error("%s", error)
             return error
@@ -293,31 +285,6 @@ class Mirror:
             raise
         self._has_put = True
         return etag
-
-
-def _proven(source: Source, known: ImageTask | GptImgError) -> Source:
-    """Return an image as the API knows it, where a finished task in an XCom named it.
-
-    :raises GptImgError: The API does not know it so.
-    """
-    if isinstance(known, GptImgError):
-        raise known
-    if known.status != COMPLETED or source.index >= len(known.images):
-        raise GptImgMediaError(
-            f"{source} is not known to the API: it says {known.status!r} and {len(known.images)} images"
-        )
-    places = {_without_signature(image): index for index, image in enumerate(known.images)}
-    place = places.get(_without_signature(source.image), source.index)
-    if place != source.index:
-        raise GptImgRequestError(
-            f"gptimg_task_id: image {source.index} of finished task {source.task_id} is image {place} for the API: "
-            "pass the finished task as it was"
-        )
-    return replace(source, image=known.images[source.index])
-
-
-def _without_signature(image: Image) -> str:
-    return image.url.partition("?")[0]
 
 
 def _count(outcomes: Iterable[MirroredObject | GptImgError]) -> None:

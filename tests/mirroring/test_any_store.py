@@ -180,6 +180,19 @@ class TestAFinishedTaskInAnXCom:
         with pytest.raises(AirflowFailException, match=r"image 0 of finished task .* is image 1"):
             mirror({**finished, "images": finished["images"][::-1]})
 
+    def test_is_asked_over_few_connections_and_costs_no_other_its_place(self, emulator, s3, mirror):
+        from airflow_provider_gptimg.hooks.gptimg import GptImgHook
+
+        finished = [GptImgHook().get_task(emulator.add_task()).as_dict() for _ in range(20)]
+        planted = self.planted(emulator, emulator.add_task(status="processing"))
+        before = len(emulator.calls)
+        with pytest.raises(GptImgError, match="not known to the API"):
+            mirror([planted, *finished])
+        polls = [call for call in emulator.calls[before:] if "/images/task/" in call.path]
+        assert len(polls) == 21
+        assert len({call.connection for call in polls}) <= 8
+        assert s3.list_objects_v2(Bucket="images")["KeyCount"] == 20
+
 
 @pytest.mark.parametrize(
     "dag_id", ["posters", "été/плакаты", "d" * 250, "щ" * 250], ids=["plain", "text", "long", "longer"]
