@@ -144,6 +144,22 @@ def test_a_drawing_is_whole_and_follows_the_readers_colours(drawing):
     assert not re.search(r"(href|src)=|@import|url\((?!#)", text)
 
 
+@pytest.mark.system
+def test_a_wide_window_shows_all_code_and_a_narrow_one_scrolls_only_in_its_boxes(site, pages, browser):
+    too_wide = "[...document.querySelectorAll('pre')].filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText)"
+    with browser.new_page(viewport={"width": 1440, "height": 900}) as wide:
+        for path in pages:
+            if "_modules" not in path.parts and path.stem not in {"genindex", "py-modindex", "search"}:
+                wide.goto(path.as_uri())
+                assert wide.evaluate(too_wide) == [], path.name
+        buttons = wide.goto((site / "getting-started.html").as_uri()) and wide.locator("button.copybtn")
+        assert buttons.count() > 5
+    with browser.new_page(viewport={"width": 390, "height": 800}) as narrow:
+        for path in pages:
+            narrow.goto(path.as_uri())
+            assert narrow.evaluate("document.documentElement.scrollWidth") <= 390, path.name
+
+
 def test_every_public_class_has_its_reference(pages):
     """What a DAG author may import, as the provider's metadata lists it."""
     info = get_provider_info()

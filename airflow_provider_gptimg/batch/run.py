@@ -190,7 +190,7 @@ class Batch:
         dropped = f" Paid for and not asked for any more: {', '.join(strays)}." if strays else ""
         self._stop(
             GptImgRequestError(
-                "requests changed while the task was deferred, when it was rendered or read anew, and what is new in "
+                "requests changed while the task was deferred, when it was rendered or read again, and what is new in "
                 f"it was not agreed to.{dropped} Let a task upstream make the list, or use @task.gptimg_batch, which "
                 "keeps it"
             )

@@ -100,6 +100,6 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
 
 
 def _fitting(word: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> int:
-    """Return how many letters of the word are no wider than `width` pixels; one at least."""
+    """Return the number of letters that fit into `width` pixels; at least 1."""
     ends = range(1, min(len(word), width))
     return max(bisect_right(ends, float(width), key=lambda end: font.getlength(word[:end])), 1)

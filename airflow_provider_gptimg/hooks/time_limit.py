@@ -18,7 +18,7 @@ __all__ = ["TimeLimit"]
 
 
 class TimeLimit:
-    """End a call when its time is up by closing its connection. httpx itself counts its time-out anew for each read.
+    """End a call when its time is up by closing its connection. httpx itself restarts its time-out at each read.
 
     Use it as a context around the whole call, and pass `extensions={"trace": limit.trace}` to httpx.
 

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,21 +129,6 @@ def many_run(gallery: Gallery) -> DagRun:
     run = gallery.start("gallery_many", image_tasks=image_tasks)
     assert run.wait() == "success"
     return run
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    # Only the environment of development has it.
-    sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        # The gate has to see these tests run.
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("no Chromium here: `make browser` installs it")
-    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=arguments)
-        yield running
-        running.close()
 
 
 @pytest.fixture
