@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from airflow_provider_gptimg.exceptions import GptImgRequestError
+from airflow_provider_gptimg.exceptions import GptImgError, GptImgRequestError
 from airflow_provider_gptimg.mirroring.destination import Destination
 from airflow_provider_gptimg.mirroring.listing import LOOKS_AT_A_TIME
 from airflow_provider_gptimg.mirroring.manifest import Manifest
 from airflow_provider_gptimg.mirroring.mirror import Mirror
-from airflow_provider_gptimg.mirroring.store import SINGLE_PUT_LIMIT, S3Store, check_bucket, s3_client
+from airflow_provider_gptimg.mirroring.s3_errors import bucket_refusal
+from airflow_provider_gptimg.mirroring.store import SINGLE_PUT_LIMIT, S3Store, s3_client
 
 if TYPE_CHECKING:
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
@@ -95,9 +96,16 @@ class Mirroring:
         :raises GptImgRequestError: No object can be written there.
         """
         pattern = self.destination.pattern
-        check_bucket(self.store, pattern.bucket, pattern.folder, pattern.argument)
+        self._check_bucket(pattern.bucket, pattern.folder, pattern.argument)
         if self.destination.manifest:
-            check_bucket(self.store, *self.destination.manifest, f"manifest_key={self.arguments.manifest_key!r:.200}")
+            self._check_bucket(*self.destination.manifest, f"manifest_key={self.arguments.manifest_key!r:.200}")
+
+    def _check_bucket(self, bucket: str, prefix: str, argument: str) -> None:
+        try:
+            self.store.sizes(bucket, prefix)
+        except GptImgError as error:
+            if refusal := bucket_refusal(error, argument):
+                raise refusal from error
 
     def mirror(self, hook: GptImgHook) -> Mirror:
         """Return what copies images there; a context manager.

@@ -26,7 +26,8 @@ from airflow_provider_gptimg.mirroring.images import FORMATS
 from airflow_provider_gptimg.mirroring.listing import LOOKS_AT_A_TIME, list_each
 from airflow_provider_gptimg.mirroring.marks import LARGEST_METADATA
 from airflow_provider_gptimg.mirroring.objects import MirroredObject, Source, image_metadata, is_same, read_own
-from airflow_provider_gptimg.mirroring.store import Content, S3Store, bucket_refusal, read_etag
+from airflow_provider_gptimg.mirroring.s3_errors import bucket_refusal
+from airflow_provider_gptimg.mirroring.store import Content, S3Store, read_etag
 from airflow_provider_gptimg.telemetry import count, span
 
 if TYPE_CHECKING:

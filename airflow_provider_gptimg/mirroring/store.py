@@ -17,23 +17,24 @@ from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    NoCredentialsError,
-    ParamValidationError,
-    PartialCredentialsError,
-)
+from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
 from airflow_provider_gptimg import __version__
 from airflow_provider_gptimg.api.protocol import backoff
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgRequestError
 from airflow_provider_gptimg.mirroring.marks import metadata_size
+from airflow_provider_gptimg.mirroring.s3_errors import (
+    is_about_checksums,
+    is_worth_repeating,
+    read_error,
+    refuses_to_list,
+    status_of,
+)
 
 if TYPE_CHECKING:
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
-__all__ = ["SINGLE_PUT_LIMIT", "Content", "S3Store", "bucket_refusal", "check_bucket", "read_etag", "s3_client"]
+__all__ = ["SINGLE_PUT_LIMIT", "Content", "S3Store", "md5_of", "read_etag", "s3_client"]
 
 SINGLE_PUT_LIMIT = 5 * 1024**3
 """Most bytes that S3 accepts in one PUT."""
@@ -43,44 +44,9 @@ _BLOCK = 1024 * 1024
 _LARGEST_TEXT = 64 * 1024 * 1024
 _GZIP = b"\x1f\x8b"
 
-# The body did not arrive as it was sent, or another write was under way: botocore repeats neither.
-_WORTH_REPEATING = {
-    "BadDigest",
-    "ConditionalRequestConflict",
-    "IncompleteBody",
-    "XAmzContentChecksumMismatch",
-    "XAmzContentSHA256Mismatch",
-}
-# Client errors that another attempt may not meet; all others it would.
-_PASSING = _WORTH_REPEATING | {
-    "ExpiredToken",
-    "ExpiredTokenException",
-    "OperationAborted",
-    "RequestExpired",
-    "RequestTimeout",
-    "RequestTimeTooSkewed",
-    "Throttling",
-    "ThrottlingException",
-    "TokenRefreshRequired",
-    "TooManyRequests",
-}
-_NO_SUCH_BUCKET = {
-    "301",
-    "AuthorizationHeaderMalformed",
-    "IllegalLocationConstraintException",
-    "InvalidBucketName",
-    "NoSuchBucket",
-    "PermanentRedirect",
-}
-_UNKNOWN_CREDENTIALS = {"AccountProblem", "InvalidAccessKeyId", "InvalidToken", "NotSignedUp", "SignatureDoesNotMatch"}
-
 _NO_REASON = (
     ". S3 gives no reason for this, since the answer to HEAD has no body: check the AWS connection (an expired token, "
     "another region, a wrong endpoint_url), and whether the object needs SSECustomerKey in extra_args"
-)
-_NO_CHECKSUMS = (
-    ". If the store takes no checksum headers, set request_checksum_calculation to 'when_required' in config_kwargs of "
-    "the AWS connection's extra: a Content-MD5 goes out instead"
 )
 
 # Arguments of PutObject that S3 wants to see again when it is asked what is there.
@@ -167,12 +133,10 @@ class S3Store:
         try:
             answer = self._client.list_objects_v2(Bucket=bucket, Prefix=prefix, **self._list_arguments)
         except (ClientError, BotoCoreError) as error:
-            status = _status(error)
-            refused = status == 501 or (400 <= status < 500 and status not in (401, 408, 429))
-            if refused and _code(error) not in _NO_SUCH_BUCKET | _UNKNOWN_CREDENTIALS | _PASSING:
+            if refuses_to_list(error):
                 self._may_list = False
                 return None
-            raise _verdict(error, f"S3 does not list s3://{bucket}/{prefix}") from error
+            raise read_error(error, f"S3 does not list s3://{bucket}/{prefix}") from error
         if answer.get("IsTruncated"):
             return None
         return {found["Key"]: found["Size"] for found in answer.get("Contents", ())}
@@ -189,13 +153,13 @@ class S3Store:
             answer: dict[str, Any] = self._client.head_object(Bucket=bucket, Key=key, **arguments)
         except (ClientError, BotoCoreError) as error:
             # Without permission to list, S3 says 403 for what is not there.
-            if _status(error) in (403, 404):
+            if status_of(error) in (403, 404):
                 return None
             what = f"S3 does not tell whether s3://{bucket}/{key} is there"
-            if _status(error) == 400:
+            if status_of(error) == 400:
                 # An expired token looks like this: another attempt may have a fresh one.
                 raise GptImgError(f"{what}: {error}{_NO_REASON}") from error
-            raise _verdict(error, what) from error
+            raise read_error(error, what) from error
         return answer
 
     def read_text(self, bucket: str, key: str) -> str:
@@ -219,7 +183,7 @@ class S3Store:
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise GptImgRequestError(f"{uri} is not a whole gzip file: {error}") from error
         except (ClientError, BotoCoreError) as error:
-            raise _verdict(error, f"S3 does not give {uri}") from error
+            raise read_error(error, f"S3 does not give {uri}") from error
 
     def put(self, bucket: str, key: str, content: Content, condition: Mapping[str, str]) -> str | None:
         """Make an object in one request, and return its ETag; None if the condition does not hold.
@@ -248,20 +212,20 @@ class S3Store:
             try:
                 return read_etag(self._client.put_object(Body=content.file, **arguments))
             except (ClientError, BotoCoreError) as error:
-                code, status = _code(error), _status(error)
+                status = status_of(error)
                 is_conditional = not condition.keys().isdisjoint(arguments)
                 # Older MinIO says 304 where 412 is meant.
-                if code == "PreconditionFailed" or status == 412 or (status == 304 and is_conditional):
+                if status == 412 or (status == 304 and is_conditional):
                     return None
-                if status == 501 and is_conditional and not _is_about_checksums(error):
+                if status == 501 and is_conditional and not is_about_checksums(error):
                     self._warn_of_races("refuses a condition")
                     if "IfNoneMatch" in condition and self.head(bucket, key) is not None:
                         return None
                     arguments = {name: value for name, value in arguments.items() if name not in condition}
-                elif code in _WORTH_REPEATING and attempt < _PUT_ATTEMPTS:
+                elif is_worth_repeating(error) and attempt < _PUT_ATTEMPTS:
                     time.sleep(backoff(attempt, None, random.uniform))
                 else:
-                    raise _verdict(error, f"S3 does not take {uri}") from error
+                    raise read_error(error, f"S3 does not take {uri}") from error
 
     def check_conditions(self, bucket: str, key: str, content: Content) -> None:
         """Warn if the store ignores conditions: write once more what was just written there, if nothing is there."""
@@ -315,42 +279,6 @@ class S3Store:
                 return  # no credentials, say: found out, and said better, by what is sent first
 
 
-def check_bucket(store: S3Store, bucket: str, prefix: str, argument: str) -> None:
-    """Refuse a bucket that is not there, or takes nothing from these credentials, before an image is paid for.
-
-    :param prefix: Of the keys that will be written there.
-    :param argument: The one that names the bucket, with its value.
-    :raises GptImgRequestError: No object can be written there.
-    """
-    try:
-        store.sizes(bucket, prefix)
-    except GptImgError as error:
-        if refusal := bucket_refusal(error, argument):
-            raise refusal from error
-
-
-def bucket_refusal(error: GptImgError, argument: str) -> GptImgRequestError | None:
-    """Return the error for a bucket that takes no objects, if that is what `error` says; else None.
-
-    :param argument: The one that names the bucket, with its value.
-    """
-    cause = error.__cause__
-    wrong_credentials = isinstance(cause, NoCredentialsError | PartialCredentialsError) or (
-        isinstance(cause, ClientError) and (_status(cause) == 401 or _code(cause) in _UNKNOWN_CREDENTIALS)
-    )
-    if wrong_credentials:
-        return GptImgRequestError(
-            f"{argument} names a bucket that takes no objects from us: {error.message}. Correct the credentials of the "
-            "AWS connection, or its endpoint_url"
-        )
-    if isinstance(cause, ClientError) and _code(cause) in _NO_SUCH_BUCKET:
-        return GptImgRequestError(
-            f"{argument} names a bucket that takes no objects: {error.message}. Create the bucket, correct its name, "
-            "or correct region_name or endpoint_url of the AWS connection"
-        )
-    return None
-
-
 def read_etag(answer: Mapping[str, Any]) -> str:
     """Return the ETag of an answer, without quotes and mark of weakness; empty where the store gives none."""
     return str(answer.get("ETag") or "").removeprefix("W/").strip('"')
@@ -363,26 +291,3 @@ def md5_of(file: IO[bytes]) -> bytes:
     while block := file.read(_BLOCK):
         md5.update(block)
     return md5.digest()
-
-
-def _code(error: Exception) -> str:
-    return str(_response(error).get("Error", {}).get("Code", ""))
-
-
-def _status(error: Exception) -> int:
-    return int(_response(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def _response(error: Exception) -> dict[str, Any]:
-    # After a lost connection botocore has None here.
-    return getattr(error, "response", None) or {}
-
-
-def _is_about_checksums(error: Exception) -> bool:
-    return "checksum" in str(error).lower() and _code(error) not in _WORTH_REPEATING
-
-
-def _verdict(error: Exception, what: str) -> GptImgError:
-    refused = 400 <= _status(error) < 500 and _code(error) not in _PASSING
-    kind = GptImgRequestError if refused or isinstance(error, ParamValidationError) else GptImgError
-    return kind(f"{what}: {error}{_NO_CHECKSUMS if _is_about_checksums(error) else ''}")
