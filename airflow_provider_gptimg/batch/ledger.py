@@ -194,10 +194,12 @@ class Ledger:
                 "pixels": list(mirrored.pixels) if mirrored.pixels else None,  # Airflow's JSON has no tuples
                 "source_url": mirrored.source_url,
                 "skipped": mirrored.skipped,
+                "c2pa": mirrored.c2pa,
             }
             for mirrored in objects
         ]
-        known = {"created_at": task.created_at, "updated_at": task.updated_at, "objects": facts}
+        of_task = {"model": task.model, "created_at": task.created_at, "updated_at": task.updated_at}
+        known = {**of_task, "objects": facts}
         self._note({"task_id": entry.task_id, "objects": known})
 
     def lose(self, entry: Entry) -> None:

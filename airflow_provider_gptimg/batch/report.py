@@ -128,9 +128,8 @@ def mirrored_objects(entries: Iterable[Entry]) -> tuple[list[MirroredObject], di
     tasks: dict[str, ImageTask] = {}
     for entry in entries:
         facts = entry.objects or {}
-        tasks[entry.task_id] = ImageTask(
-            entry.task_id, COMPLETED, created_at=facts.get("created_at"), updated_at=facts.get("updated_at")
-        )
+        of_task: dict[str, Any] = {name: facts.get(name) for name in ("model", "created_at", "updated_at")}
+        tasks[entry.task_id] = ImageTask(entry.task_id, COMPLETED, **of_task)
         for index, fact in enumerate(facts.get("objects", ())):
             pixels = Pixels(*fact["pixels"]) if fact["pixels"] else None
             objects.append(MirroredObject(task_id=entry.task_id, index=index, etag="", **{**fact, "pixels": pixels}))

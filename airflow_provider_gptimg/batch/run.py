@@ -23,6 +23,7 @@ from airflow_provider_gptimg.exceptions import (
     GptImgAuthError,
     GptImgError,
     GptImgInsufficientCreditsError,
+    GptImgMediaError,
     GptImgRateLimitError,
     GptImgRequestError,
     GptImgServerError,
@@ -84,7 +85,7 @@ class Batch:
             standing = self.standing(entry)
             if standing is Standing.PENDING:
                 self._pending.append(entry)
-            elif standing is Standing.IN_FLIGHT or (standing is Standing.MIRRORED and not _is_at(entry, pattern)):
+            elif standing is Standing.IN_FLIGHT or (standing is Standing.MIRRORED and not self._is_kept(entry)):
                 self._in_flight[entry.task_id] = entry
 
     def standing(self, entry: Entry) -> Standing:
@@ -358,12 +359,13 @@ class Batch:
         while self._completed:
             group = self._completed[:_MIRRORED_AT_ONCE]
             copied = self._mirror.copy(task for _, task in group)
-            refusals = []
+            refusals: list[GptImgError] = []
             for entry, task in group:
                 result = copied[task.task_id]
                 if isinstance(result, GptImgError):
                     self._fail(entry, result)
-                    if isinstance(result, GptImgRequestError) and isinstance(result.__cause__, ClientError):
+                    is_by_s3 = isinstance(result, GptImgRequestError) and isinstance(result.__cause__, ClientError)
+                    if is_by_s3 or (self._mirror.require_c2pa and isinstance(result, GptImgMediaError)):
                         refusals.append(result)
                 else:
                     self._ledger.mirror(entry, task, result)
@@ -371,7 +373,13 @@ class Batch:
             del self._completed[: len(group)]
             refusal = self._mirror.refusal or (None if self._has_mirrored else next(iter(refusals), None))
             if refusal and self._may_submit:
-                self._stop(refusal)  # S3 has taken nothing yet, and refuses what was bought: buy no more
+                self._stop(refusal)  # nothing is in S3 yet, and what was bought is refused: buy no more
+
+    def _is_kept(self, entry: Entry) -> bool:
+        """Return whether the objects of a mirrored request are what this attempt's arguments ask for."""
+        facts = (entry.objects or {}).get("objects", ())
+        has_manifests = not self._mirror.require_c2pa or all(fact.get("c2pa") for fact in facts)
+        return has_manifests and _is_at(entry, self._pattern)
 
 
 def _is_at(entry: Entry, pattern: KeyPattern) -> bool:

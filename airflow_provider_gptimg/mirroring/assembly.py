@@ -35,6 +35,7 @@ class Arguments(Protocol):
     verify: bool | str | None
     max_image_bytes: int
     concurrency: int
+    require_c2pa: bool
     extra_args: dict[str, Any] | None
     manifest_key: str | None
 
@@ -69,6 +70,8 @@ class Mirroring:
             )
         if type(concurrency) is not int or concurrency < 1:
             raise GptImgRequestError(f"concurrency={concurrency!r:.80} is not a whole number of at least 1")
+        if not isinstance(arguments.require_c2pa, bool):
+            raise GptImgRequestError(f"require_c2pa={arguments.require_c2pa!r:.80} is neither True nor False")
         destination = Destination.check(
             s3_key=arguments.s3_key,
             s3_bucket=arguments.s3_bucket,
@@ -120,5 +123,6 @@ class Mirroring:
             max_image_bytes=self.arguments.max_image_bytes,
             concurrency=self.arguments.concurrency,
             dag_id=self.dag_id,
+            require_c2pa=self.arguments.require_c2pa,
             log=self.store.log,
         )

@@ -34,12 +34,14 @@ class Download:
     :param size: Bytes.
     :param digest: Its sha256.
     :param format: As its bytes say, whatever was declared.
+    :param c2pa: Whether it has a C2PA manifest.
     """
 
     size: int
     digest: bytes
     format: ImageFormat
     pixels: Pixels | None
+    c2pa: bool
 
 
 class TransientError(Exception):
@@ -180,7 +182,7 @@ class Downloader:
         told = "content-length" in answer.headers or "chunked" in answer.headers.get("transfer-encoding", "")
         if reader.is_cut or not (told or reader.ends_well):
             raise TransientError(f"it is cut: {size} bytes came, and its end was not among them")
-        return Download(size, digest.digest(), image_format, reader.pixels)
+        return Download(size, digest.digest(), image_format, reader.pixels, reader.c2pa)
 
     def _pieces(self, answer: httpx.Response, name: str, limit: TimeLimit) -> Iterator[bytes]:
         """Yield the decoded body, counted before it is held."""

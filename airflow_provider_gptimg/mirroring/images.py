@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read an image's own bytes: its format, its size in pixels, and whether its end is there."""
+"""Read an image's own bytes: its format, its size in pixels, a C2PA manifest, and whether its end is there."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ class Pixels(NamedTuple):
 
 
 class ImageReader:
-    """Follows an image's structure as its bytes pass by: its size in pixels, and whether the file is whole.
+    """Follow an image's structure as its bytes pass by: size in pixels, C2PA manifest, and whether the file is whole.
 
-    PNG is a list of chunks that `IEND` ends, WebP says its length at its start, JPEG is a list of segments with an end
+    PNG is a list of chunks that `IEND` ends, WebP one whose length is at its start, JPEG a list of segments with an end
     marker after its data. Feed it all bytes in order.
     """
 
@@ -59,9 +59,11 @@ class ImageReader:
         self._format = image_format
         self.pixels: Pixels | None = None
         """None until it is found, and for ever where the image does not tell."""
+        self.c2pa: bool = False
+        """True once a C2PA manifest was seen. Nothing of it is validated."""
         self._head = b""
         self._seen = 0
-        self._need = 8  # where the next PNG chunk's header starts
+        self._need = 8 if image_format is PNG else HEAD_BYTES  # where the next chunk's header starts
         self._header = b""
         self._kept = b""  # of a JPEG, the bytes that are not understood yet
         self._skip = 2  # where its next segment starts, counted from the next byte
@@ -79,8 +81,8 @@ class ImageReader:
         else:
             if len(self._head) < _TELLING_BYTES:
                 self._read_head(data)
-            if self._format is PNG and self._followed and not self._ended:
-                self._follow_png(data)
+            if self._followed and not self._ended:
+                self._follow_chunks(data)
         self._seen += len(data)
 
     def _read_head(self, data: bytes) -> None:
@@ -91,9 +93,10 @@ class ImageReader:
     def _set_pixels(self, pixels: Pixels | None) -> None:
         self.pixels = pixels if pixels and all(pixels) else None
 
-    def _follow_png(self, data: bytes) -> None:
+    def _follow_chunks(self, data: bytes) -> None:
+        """Go from one chunk's header to the next, of a PNG or a WebP."""
         position = 0
-        while not self._ended:
+        while self._followed and not self._ended:
             skip = self._need - (self._seen + position)
             if skip > 0:
                 position += skip
@@ -105,13 +108,30 @@ class ImageReader:
                 self._need = self._seen + len(data)
                 return
             position += take
-            length, name = int.from_bytes(self._header[:4], "big"), self._header[4:]
-            if self._need <= 16 and name != b"IHDR":
-                self._followed = False
-                return
-            self._header = b""
-            self._ended = name == b"IEND"
-            self._need = self._seen + position + length + 4
+            start, header, self._header = self._seen + position, self._header, b""
+            if self._format is PNG:
+                self._read_png_chunk(header, start)
+            else:
+                self._read_webp_chunk(header, start)
+
+    def _read_png_chunk(self, header: bytes, start: int) -> None:
+        name = header[4:]
+        if start <= 16 and name != b"IHDR":
+            self._followed = False
+            return
+        self.c2pa = self.c2pa or name == b"caBX"
+        self._ended = name == b"IEND"
+        self._need = start + int.from_bytes(header[:4], "big") + 4  # its checksum
+
+    def _read_webp_chunk(self, header: bytes, start: int) -> None:
+        length = int.from_bytes(header[4:], "little")
+        self._need = start + length + length % 2
+        self.c2pa = self.c2pa or (header[:4] == b"C2PA" and self._need <= self._webp_end)
+        self._ended = self._need >= self._webp_end
+
+    @property
+    def _webp_end(self) -> int:
+        return int.from_bytes(self._head[4:8], "little") + 8
 
     def _follow_jpeg(self, data: bytes) -> None:
         """Go from marker to marker, over what a segment holds: the thumbnail of a camera is a JPEG itself."""
@@ -121,24 +141,30 @@ class ImageReader:
         data, position = self._kept + data[self._skip :], 0
         self._skip, self._kept = 0, b""
         while found := _JPEG_MARKER.search(data, position):
-            self._note_filler(data[position : found.start()])
-            marker = data[found.start() + 1]
+            start = found.start()
+            self._note_filler(data[position:start])
+            marker = data[start + 1]
             if marker == _JPEG_END:
                 self._ended = True
                 return
             if marker in _JPEG_ALONE:
                 position = found.end()
                 continue
-            if len(data) - found.start() < _JPEG_SEGMENT_HEAD:
-                self._kept = data[found.start() :]
+            end = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+            wanted = start + _JPEG_SEGMENT_HEAD
+            if marker == _JPEG_JUMBF:
+                wanted = max(wanted, min(end, start + _JUMBF_HEAD))
+            if len(data) < wanted:
+                self._kept = data[start:]
                 return
-            segment = data[found.start() :]
+            if marker == _JPEG_JUMBF:
+                self.c2pa = self.c2pa or _is_c2pa(data[start + 4 : min(end, start + _JUMBF_HEAD)])
             if marker in _JPEG_FRAMES and not self._has_frame:
                 self._has_frame = True
-                height, width = segment[5:7], segment[7:9]
+                height, width = data[start + 5 : start + 7], data[start + 7 : start + 9]
                 self._set_pixels(Pixels(int.from_bytes(width, "big"), int.from_bytes(height, "big")))
             self._in_data = self._in_data or marker == _JPEG_DATA
-            position = found.start() + 2 + int.from_bytes(segment[2:4], "big")
+            position = end
             if position > len(data):
                 self._skip = position - len(data)
                 return
@@ -157,7 +183,7 @@ class ImageReader:
         if self._format is PNG:
             return self._followed and not (self._ended and self._seen >= self._need)
         if self._format is WEBP:
-            return self._seen < int.from_bytes(self._head[4:8], "little") + 8
+            return self._seen < self._webp_end
         return not self._ended and (self._followed or self._has_frame)
 
     @property
@@ -174,9 +200,12 @@ _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_ALONE = frozenset({0x01, 0xD8})
 _JPEG_DATA = 0xDA
+_JPEG_JUMBF = 0xEB  # APP11
 _JPEG_END = 0xD9
 _JPEG_SEGMENT_HEAD = 9
 """Bytes of a segment that hold its length, and of a frame header its pixels. No file ends sooner after a marker."""
+_JUMBF_HEAD = 64
+"""Bytes of an APP11 segment, from its marker, that name the kind of a JUMBF box and its label."""
 
 
 def _png_pixels(head: bytes) -> Pixels | None:
@@ -197,3 +226,11 @@ def _webp_pixels(head: bytes) -> Pixels | None:
             width, height = (int.from_bytes(size, "little") & 0x3FFF for size in sizes)
             return Pixels(width, height)
     return None
+
+
+def _is_c2pa(segment: bytes) -> bool:
+    """Return whether an APP11 segment begins a C2PA manifest store: a JUMBF superbox of the type `c2pa`.
+
+    A manifest of more than 64 KiB takes several segments; only the first one has the box that says so.
+    """
+    return segment.startswith(b"JP") and b"jumb" in segment and b"c2pa" in segment

@@ -10,6 +10,7 @@ from io import BytesIO
 from typing import Any
 from urllib.parse import quote
 
+from airflow_provider_gptimg import __version__
 from airflow_provider_gptimg.api.tasks import CREDITS_PER_IMAGE, ImageTask
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgRequestError
 from airflow_provider_gptimg.mirroring.marks import SHA256, WRITER, read_marks, short_mark
@@ -31,6 +32,7 @@ class Manifest:
         self.bucket = bucket
         self.key = key
         self._writer = _writer(context)
+        self._origin = _origin(context)
         self._replace = replace
         self._condition: dict[str, str] = {}
 
@@ -72,7 +74,7 @@ class Manifest:
         :param prompts: By the same ids, what they were asked for; None: that is not known, as the API does not tell.
         :raises GptImgError: S3 refused or failed, or somebody else wrote it meanwhile.
         """
-        body = manifest_lines(objects, tasks, prompts)
+        body = manifest_lines(objects, tasks, prompts, self._origin)
         digest = hashlib.sha256(body)
         metadata = {WRITER: self._writer, SHA256: digest.hexdigest()}
         content = Content(BytesIO(body), len(body), digest.digest(), "application/x-ndjson", metadata)
@@ -90,12 +92,18 @@ class Manifest:
 
 
 def manifest_lines(
-    objects: Iterable[MirroredObject], tasks: Mapping[str, ImageTask], prompts: Mapping[str, str] | None = None
+    objects: Iterable[MirroredObject],
+    tasks: Mapping[str, ImageTask],
+    prompts: Mapping[str, str] | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """Return a line of JSON for each image."""
-    known = prompts or {}
+    """Return a line of JSON for each image.
+
+    :param origin: Fields that name what wrote it; None: outside of a task instance.
+    """
+    known, origin = prompts or {}, origin or _origin({})
     rows = (_row(mirrored, tasks[mirrored.task_id], known.get(mirrored.task_id)) for mirrored in objects)
-    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+    return b"".join(json.dumps({**row, **origin}).encode() + b"\n" for row in rows)
 
 
 def _row(mirrored: MirroredObject, task: ImageTask, prompt: str | None) -> dict[str, Any]:
@@ -115,6 +123,20 @@ def _row(mirrored: MirroredObject, task: ImageTask, prompt: str | None) -> dict[
         "credits": CREDITS_PER_IMAGE,
         "source_url": mirrored.source_url,
         "skipped": mirrored.skipped,
+        "c2pa": mirrored.c2pa,
+        "model": task.model,
+    }
+
+
+def _origin(context: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what wrote the manifest; outside of a task instance only the release of this provider is known."""
+    ti = context.get("ti")
+    return {
+        "generator": f"airflow-provider-gptimg {__version__}",
+        "dag_id": getattr(ti, "dag_id", None),
+        "run_id": getattr(ti, "run_id", None),
+        "airflow_task_id": getattr(ti, "task_id", None),
+        "map_index": getattr(ti, "map_index", None),
     }
 
 

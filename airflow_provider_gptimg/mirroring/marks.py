@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 __all__ = [
+    "C2PA",
     "DAG_ID",
     "HEIGHT",
     "INDEX",
@@ -33,6 +34,8 @@ WIDTH = "gptimg-width"
 HEIGHT = "gptimg-height"
 SOURCE_URL = "gptimg-source-url"
 DAG_ID = "gptimg-dag-id"
+C2PA = "gptimg-c2pa"
+"""`true` or `false`."""
 WRITER = "gptimg-task-instance"
 """Of a manifest: the task instance that wrote it."""
 

@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ class Mirror:
     :param max_image_bytes: Larger images are refused.
     :param concurrency: Images under way at a time.
     :param dag_id: Of the DAG that mirrors, for the objects' metadata; None: unknown.
+    :param require_c2pa: Refuse images without a C2PA manifest.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Mirror:
         max_image_bytes: int,
         concurrency: int,
         dag_id: str | None = None,
+        require_c2pa: bool = False,
         log: Any,
     ) -> None:
         self._hook = hook
@@ -71,6 +74,7 @@ class Mirror:
         self._replace = replace
         self._concurrency = concurrency
         self._dag_id = dag_id
+        self.require_c2pa = require_c2pa
         self._log = log
         self._downloader = Downloader(hook.settings, max_image_bytes)
         self.refusal: GptImgRequestError | None = None
@@ -179,7 +183,12 @@ class Mirror:
         for key in keys:
             head = self._store.head(self._pattern.bucket, key)
             if head and (known := read_own(head, self._pattern.bucket, key, source)):
-                return known
+                if not self.require_c2pa or known.c2pa:
+                    return known
+                if known.c2pa is False:
+                    raise _without_c2pa(source, f", and is at {known.uri} since an earlier run")
+                self._taken.add(key)  # a release that did not look for one mirrored it: download it once more, and look
+                return None
             if head:
                 self._taken.add(key)
         return None
@@ -197,6 +206,8 @@ class Mirror:
         self._settings.check_media_url(source.image.url)
         with SpooledTemporaryFile(max_size=_IN_MEMORY) as file:
             download, url = self._fetch(source, file)
+            if self.require_c2pa and not download.c2pa:
+                raise _without_c2pa(source, ": nothing was stored")
             mirrored = self._put(source, url, file, download)
         verb = "is there already" if mirrored.skipped else "mirrored"
         self._log.info("%s %s: %s, %d bytes, sha256 %s", source, verb, mirrored.uri, mirrored.size, mirrored.sha256)
@@ -253,7 +264,7 @@ class Mirror:
             head = self._store.head(bucket, key) or self._store.head(bucket, key, with_checksum=False) or {}
             known = read_own(head, bucket, key, source)
             if known and known.sha256 == download.digest.hex():
-                return known
+                return replace(known, c2pa=download.c2pa)
             if not is_same(head, file, download):
                 raise GptImgRequestError(
                     f"s3://{bucket}/{key} exists and is not this image: choose another s3_key, or set replace=True to "
@@ -272,6 +283,7 @@ class Mirror:
             etag=etag,
             skipped=skipped,
             pixels=download.pixels,
+            c2pa=download.c2pa,
         )
 
     def _put_or_refuse(self, bucket: str, key: str, content: Content) -> str | None:
@@ -286,6 +298,13 @@ class Mirror:
             raise
         self._has_put = True
         return etag
+
+
+def _without_c2pa(source: Source, where: str) -> GptImgMediaError:
+    return GptImgMediaError(
+        f"{source} has no C2PA manifest, and require_c2pa=True refuses it{where}. Each attempt meets the same image: "
+        "generate other images, or leave out require_c2pa"
+    )
 
 
 def _count(outcomes: Iterable[MirroredObject | GptImgError]) -> None:

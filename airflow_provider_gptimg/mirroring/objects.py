@@ -34,6 +34,8 @@ class MirroredObject:
     :param etag: Empty where the store gives none.
     :param skipped: Whether it was there already, and identical.
     :param pixels: None where the image does not tell, or is not from a release that noted it.
+    :param c2pa: Whether it has a C2PA manifest, which nobody has validated; None: a release that did not look mirrored
+        it.
     """
 
     bucket: str
@@ -47,6 +49,7 @@ class MirroredObject:
     etag: str
     skipped: bool
     pixels: Pixels | None = None
+    c2pa: bool | None = None
 
     @property
     def uri(self) -> str:
@@ -67,6 +70,7 @@ class MirroredObject:
             "sha256": self.sha256,
             "etag": self.etag,
             "skipped": self.skipped,
+            "c2pa": self.c2pa,
         }
 
 
@@ -96,6 +100,7 @@ def image_metadata(source: Source, url: str, download: Download, dag_id: str | N
         marks.INDEX: str(source.index),
         marks.SHA256: download.digest.hex(),
         marks.SIZE: str(download.size),
+        marks.C2PA: "true" if download.c2pa else "false",
     }
     if download.pixels:
         metadata |= {marks.WIDTH: str(download.pixels.width), marks.HEIGHT: str(download.pixels.height)}
@@ -128,6 +133,7 @@ def read_own(head: Mapping[str, Any], bucket: str, key: str, source: Source) -> 
         etag=read_etag(head),
         skipped=True,
         pixels=_read_pixels(metadata),
+        c2pa={"true": True, "false": False}.get(metadata.get(marks.C2PA, "")),
     )
 
 

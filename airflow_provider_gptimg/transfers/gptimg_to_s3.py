@@ -36,8 +36,10 @@ class GptImgToS3Operator(WaitMixin, BaseOperator):
 
     A line of the manifest has an image's `task_id`, `index`, `prompt_sha256`, `uri`, `size` (bytes), `sha256` (hex),
     `content_type`, `width` and `height` (pixels; null where the image does not tell), `created_at` and `updated_at` (of
-    the image task, as the API wrote them), `credits` (of this image), `source_url` and `skipped`. `prompt_sha256` (hex,
-    of the prompt in UTF-8) is null here: the API does not repeat the prompt, so that only a batch knows it.
+    the image task, as the API wrote them), `credits` (of this image), `source_url`, `skipped`, `c2pa` (whether the
+    image has a C2PA manifest; null where an older release mirrored it), `model`, `generator` (this provider and its
+    version), `dag_id`, `run_id`, `airflow_task_id` and `map_index`. `prompt_sha256` (hex, of the prompt in UTF-8) is
+    null here: neither the API nor a finished task repeats the prompt, so only a batch knows it.
 
     :param gptimg_task_id: An image task's id, a finished task (dict), or a list of them, e.g. `submit.output`, also
         of a mapped submit (templated).
@@ -51,6 +53,8 @@ class GptImgToS3Operator(WaitMixin, BaseOperator):
     :param verify: Of the connection to S3: True, False or the path of a CA bundle; None: the AWS connection's.
     :param max_image_bytes: Larger images are refused; at most 5 GiB.
     :param concurrency: Images under way at a time. Each needs 1 MiB of memory, and its size on disk.
+    :param require_c2pa: Refuse images without a C2PA manifest: they are not stored. A manifest is looked for, never
+        validated.
     :param extra_args: Further arguments of S3's PutObject, e.g. `{"StorageClass": "STANDARD_IA"}` (templated).
     :param manifest_key: Key of a JSON Lines object that lists the run's images, or an `s3://` URI, e.g.
         `gptimg/manifests/{{ run_id | replace(':', '') }}.jsonl`, since readers built on Hadoop refuse colons; None: no
@@ -90,6 +94,7 @@ class GptImgToS3Operator(WaitMixin, BaseOperator):
         verify: bool | str | None = None,
         max_image_bytes: int = 64 * 1024 * 1024,
         concurrency: int = 4,
+        require_c2pa: bool = False,
         extra_args: dict[str, Any] | None = None,
         manifest_key: str | None = None,
         gptimg_conn_id: str = "gptimg_default",
@@ -111,6 +116,7 @@ class GptImgToS3Operator(WaitMixin, BaseOperator):
         self.verify = verify
         self.max_image_bytes = max_image_bytes
         self.concurrency = concurrency
+        self.require_c2pa = require_c2pa
         self.extra_args = extra_args
         self.manifest_key = manifest_key
         self.gptimg_conn_id = gptimg_conn_id

@@ -12,6 +12,7 @@ import duckdb
 import pytest
 from mirroring_images import picture
 
+from airflow_provider_gptimg import __version__
 from airflow_provider_gptimg.airflow_compat import AirflowFailException
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgTaskFailedError
 from airflow_provider_gptimg.mirroring.manifest import Manifest
@@ -48,6 +49,13 @@ def test_a_line_tells_all_about_an_image(emulator, s3, mirror):
         "credits": 2,
         "source_url": mirrored["source_url"],
         "skipped": False,
+        "c2pa": False,
+        "model": "gpt-image-2",
+        "generator": f"airflow-provider-gptimg {__version__}",
+        "dag_id": "posters",
+        "run_id": "monday",
+        "airflow_task_id": "mirror",
+        "map_index": -1,
     }
     assert row["updated_at"] > row["created_at"]
     assert s3.head_object(Bucket="images", Key=KEY)["ContentType"] == "application/x-ndjson"

@@ -80,6 +80,7 @@ class TestObjects:
             "sha256": hashlib.sha256(PNG).hexdigest(),
             "etag": head["ETag"].strip('"'),
             "skipped": False,
+            "c2pa": False,
         }
         assert head["ContentType"] == "image/png"
         assert head["Metadata"]["gptimg-task-id"] == task_id
