@@ -107,6 +107,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "SerializedDagModel": ("airflow.models.serialized_dag",),
     "TaskInstance": ("airflow.models.taskinstance",),
     "TaskStateStoreModel": ("airflow.models.task_state_store",),
+    "VariableModel": ("airflow.models.variable:Variable",),
     "XComModel": ("airflow.models.xcom",),
     "create_session": ("airflow.utils.session",),
     "requires_access_dag": ("airflow.api_fastapi.core_api.security",),

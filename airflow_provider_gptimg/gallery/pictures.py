@@ -115,7 +115,7 @@ def _is_vouched_for(record: Record, picture: Picture) -> bool:
     """
     from airflow_provider_gptimg.mirroring.destination import KeyPattern
 
-    if any(picture in submission.pictures for submission in record.submissions):
+    if record.has_own_journal and any(picture in submission.pictures for submission in record.submissions):
         return True
     if picture.image_task not in image_ids(record.fields.get("gptimg_task_id")):
         return False

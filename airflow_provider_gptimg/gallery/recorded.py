@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Any
 
 from airflow_provider_gptimg.api.requests import MAX_IMAGES
-from airflow_provider_gptimg.api.tasks import COMPLETED, is_task_id
+from airflow_provider_gptimg.api.tasks import COMPLETED, CREDITS_PER_IMAGE, is_task_id
 from airflow_provider_gptimg.gallery.roles import Role
 
 __all__ = ["Picture", "Record", "Submission", "image_ids", "mirrored_picture"]
@@ -71,7 +71,9 @@ class Record:
     :param fields: Its rendered template fields; empty where Airflow keeps them no longer.
     :param result: What it returned; None: nothing, or nothing yet.
     :param prompt: Of what it submitted; None: unknown.
+    :param charged: Credits that its latest attempt was charged; 0: none, or unknown.
     :param submissions: As far as they are recorded apart from its result.
+    :param has_own_journal: No other task can write into its journal, as into one of Variables.
     """
 
     task_id: str
@@ -82,12 +84,15 @@ class Record:
     fields: Mapping[str, Any] = field(default_factory=dict)
     result: Any = None
     prompt: str | None = None
+    charged: int = 0
     submissions: tuple[Submission, ...] = ()
+    has_own_journal: bool = True
 
     @property
     def n(self) -> int:
         """Number of images requested, as far as it is known."""
-        n = str(self.fields.get("n", 1))
+        # Airflow drops the fields of older runs.
+        n = str(self.fields.get("n", self.charged // CREDITS_PER_IMAGE))
         return int(n) if n in ("1", "2", "3", "4") else 1
 
     @property

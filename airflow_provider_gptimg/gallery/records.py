@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +17,13 @@ from airflow_provider_gptimg.airflow_compat import (
     RenderedTaskInstanceFields,
     SerializedDagModel,
     TaskInstance,
+    VariableModel,
     XComModel,
 )
 from airflow_provider_gptimg.gallery.ledgers import STATE_KEYS, read_submissions
 from airflow_provider_gptimg.gallery.recorded import Record
 from airflow_provider_gptimg.gallery.roles import Graph
+from airflow_provider_gptimg.journal.stores import owner_of, run_owner
 
 try:
     from airflow_provider_gptimg.airflow_compat import TaskStateStoreModel
@@ -32,6 +34,7 @@ __all__ = ["Run", "read_run"]
 
 _RETURNED = "return_value"
 _PROMPT = "prompt"
+_CREDITS = "credits"
 _LARGEST = 8 * 1024 * 1024
 """Characters of an XCom that are read: ten thousand mirrored objects have fewer."""
 _LARGEST_RUN = 24 * 1024 * 1024
@@ -45,12 +48,14 @@ class Run:
 
     :param failed: All its task instances that failed, of whatever kind.
     :param is_cut: There is more than is read.
+    :param lacks_journal: The journal in S3 could not be read.
     """
 
     graph: Graph = field(default_factory=Graph)
     records: list[Record] = field(default_factory=list)
     failed: list[Record] = field(default_factory=list)
     is_cut: bool = False
+    lacks_journal: bool = False
 
 
 def read_run(
@@ -90,6 +95,8 @@ def read_run(
     budget = _Budget(_LARGEST_RUN)
     pushed = _read_xcoms(session, within, of_images, budget)
     states = _read_states(session, within, of_images, budget)
+    places = [(row.task_id, row.map_index) for row in rows if graph.roles[row.task_id].submits]
+    variables = _read_variables(session, dag_id, run_id, places, budget)
     records = []
     for row in rows:
         place = (row.task_id, row.map_index)
@@ -98,6 +105,7 @@ def read_run(
         if not known and task_id is not None:
             known = _last_connections(session, dag_id, task_id)
         prompt = pushed.get((*place, _PROMPT)) or known.get("prompt")
+        charged = pushed.get((*place, _CREDITS))
         records.append(
             Record(
                 task_id=row.task_id,
@@ -108,7 +116,11 @@ def read_run(
                 fields=known,
                 result=pushed.get((*place, _RETURNED)),
                 prompt=prompt if isinstance(prompt, str) else None,
-                submissions=tuple(read_submissions(states[place], row.try_number, graph.roles[row.task_id])),
+                charged=charged if type(charged) is int else 0,
+                submissions=tuple(
+                    read_submissions(states[place] | variables.get(place, {}), row.try_number, graph.roles[row.task_id])
+                ),
+                has_own_journal=place not in variables,
             )
         )
     others = [Record(row.task_id, row.map_index, row.state, row.try_number) for row in failed]
@@ -137,7 +149,7 @@ def _read_xcoms(session: Session, within: Any, task_ids: list[str], budget: _Bud
     size = func.length(cast(xcom.value, Text)).label("size")
     found = session.execute(
         select(xcom.task_id, xcom.map_index, xcom.key, xcom.value, size)
-        .where(within(xcom), xcom.task_id.in_(task_ids), xcom.key.in_((_RETURNED, _PROMPT)), size <= _LARGEST)
+        .where(within(xcom), xcom.task_id.in_(task_ids), xcom.key.in_((_RETURNED, _PROMPT, _CREDITS)), size <= _LARGEST)
         .order_by(xcom.task_id, xcom.map_index, xcom.key)
         .execution_options(yield_per=20)
     )
@@ -166,6 +178,28 @@ def _read_states(
     )
     for row in budget.take(found):
         kept[row.task_id, row.map_index][row.key] = _value(row.value)
+    return kept
+
+
+def _read_variables(
+    session: Session, dag_id: str, run_id: str, places: Iterable[tuple[str, int]], budget: _Budget
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """Return the journals that tasks keep in Airflow Variables, all of a run by one query: values by key."""
+    kept: dict[tuple[str, int], dict[str, Any]] = defaultdict(dict)
+    owners = {owner_of(dag_id, run_id, *place): place for place in places}
+    variable = VariableModel
+    size = func.length(variable.val).label("size")
+    start = f"{STATE_KEYS}:{run_owner(dag_id, run_id)}"
+    found = session.execute(
+        select(variable, size)
+        .where(variable.key.startswith(start, autoescape=True), size <= _LARGEST)
+        .order_by(variable.key)
+        .execution_options(yield_per=50)
+    )
+    for row in budget.take(found):
+        prefix, owner, name = row[0].key.split(":", 2)
+        if (place := owners.get(owner)) is not None:
+            kept[place][f"{prefix}:{name}"] = _value(row[0].get_val())
     return kept
 
 

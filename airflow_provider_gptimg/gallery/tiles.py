@@ -139,7 +139,8 @@ class Gallery:
         """Return what these images cost, also those beyond the tiles that are shown."""
         charged = refunded = unknown = 0
         for entry in self._of(task_id, map_index):
-            credits = entry.submission.credits if entry.submission else entry.n * CREDITS_PER_IMAGE
+            images = max(entry.n, len(entry.pictures))
+            credits = entry.submission.credits if entry.submission else images * CREDITS_PER_IMAGE
             if entry.state == "unknown":
                 unknown += credits
             elif entry.image_task and entry.origin.role.submits:

@@ -8,6 +8,7 @@ there. Airflow 2.11 asks for a link when someone looks. No link holds a signatur
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -41,6 +42,9 @@ GALLERY_ROUTE = "gptimg-images"
 """Route of the gallery's tab on a task instance."""
 
 log: logging.Logger = logging.getLogger(__name__)
+
+_PRIVATE_NAMES = (".localhost", ".local", ".internal", ".svc", ".vpce.amazonaws.com")
+"""Names in a machine's own network, in a Kubernetes cluster (`….svc`, `….svc.cluster.local`) and in a VPC."""
 
 
 class _Link(BaseOperatorLink):
@@ -153,15 +157,26 @@ def first_image_url(result: Any) -> str:
 def s3_url(bucket: str, key: str, region: str | None, endpoint: str | None) -> str:
     """Return where a person finds an object or, for a key that ends in a slash or is empty, a folder.
 
-    :param endpoint: Of a store that is not AWS; None: AWS, whose console is meant.
+    :param endpoint: Of a store that is not AWS; None: AWS, whose console is meant. At one that a browser is unlikely to
+        reach, nothing is found: the result is empty.
     """
     if endpoint:
         parts = urlsplit(endpoint)
+        if _is_private(parts.hostname or ""):
+            return ""
         host = parts.netloc.rpartition("@")[2]
         return f"{parts.scheme}://{host}{parts.path.rstrip('/')}/{quote(bucket)}/{quote(key)}"
     page = "buckets" if not key or key.endswith("/") else "object"
     where = f"region={quote(region)}&" if region else ""
     return f"https://console.aws.amazon.com/s3/{page}/{quote(bucket)}?{where}prefix={quote(key, safe='')}"
+
+
+def _is_private(host: str) -> bool:
+    """Return whether only machines near Airflow's are likely to reach a host; no name server is asked."""
+    try:
+        return not ipaddress.ip_address(host).is_global
+    except ValueError:
+        return "." not in host or host.endswith(_PRIVATE_NAMES)
 
 
 def link_xcoms(result: Any) -> Iterator[tuple[str, str]]:

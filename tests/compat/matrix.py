@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -155,8 +156,12 @@ def main() -> int:
         return 0
 
     if arguments.what == "gallery":
-        runs = [run(name, "3.11", OF_GALLERY, "chaos or registry") for name in arguments.names or ["3.1-newest"]]
-        return 0 if all(row and row["ok"] for row in runs) else 1
+        # In two processes: the browser's event loop leaves none to other tests.
+        for name, without in product(arguments.names or ["3.1-newest"], (SLOW, "not system")):
+            row = run(name, "3.11", OF_GALLERY, without)
+            if not (row and row["ok"]):
+                return 1
+        return 0
 
     results = []
     for name in arguments.names or (SHORT if arguments.short else NAMES):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import gallery_xcoms
 import httpx
 import pytest
 from gallery_xcoms import HOSTILE
@@ -99,6 +100,7 @@ def gallery() -> Iterator[Gallery]:
             "PYTHONPATH": str(HERE / "auth"),
         }
         with StandaloneAirflow(HERE / "dags", env) as airflow:
+            gallery_xcoms.home = airflow.home
             passwords = json.loads((airflow.home / "passwords.json").read_text())
             yield Gallery(airflow, emulator, server.client(), slow, passwords)
 

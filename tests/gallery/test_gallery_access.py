@@ -8,15 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
 import pytest
-from airflow import __version__ as airflow_version
 from gallery_xcoms import HOSTILE, set_xcom
 from PIL import Image
 
 from airflow_provider_gptimg.sandbox.rest import until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
-
-AIRFLOW = tuple(int(part) for part in airflow_version.split(".")[:2])
 
 
 def _png() -> bytes:
@@ -289,13 +286,11 @@ def test_links_of_each_task(gallery, private_run):
         return answer
 
     hosted = private_run.xcom("wait")["images"][0]["url"]
-    first = gallery.tiles(private_run)[0]["uri"].removeprefix("s3://")
     assert links("submit") == {}
     assert links("wait") == {"First image": hosted}
-    assert links("mirror") == {"S3": f"{gallery.s3.meta.endpoint_url}/{first}"}
+    assert links("mirror") == {}, "nobody else reaches the store of this machine"
 
 
-@pytest.mark.skipif(AIRFLOW < (3, 3), reason="it keeps no state for tasks, so what is under way is not known")
 def test_a_batch_under_way_shows_each_request(gallery):
     prompts = ["Batch, done", "Batch, refused", "Batch, awaited"]
     run = gallery.start("gallery_batch", prompts=prompts)

@@ -46,11 +46,31 @@ def test_images_of_a_mapped_task():
         ),
         (("b", "a/", None, None), "https://console.aws.amazon.com/s3/buckets/b?prefix=a%2F"),
         (("b", "", "us-gov-west-1", None), "https://console.aws.amazon.com/s3/buckets/b?region=us-gov-west-1&prefix="),
-        (("b", "a b.png", None, "http://key:secret@minio:9000/"), "http://minio:9000/b/a%20b.png"),
+        (("b", "a b.png", None, "https://key:secret@s3.example.com:9000/"), "https://s3.example.com:9000/b/a%20b.png"),
+        (("b", "a.png", None, "http://8.8.8.8/"), "http://8.8.8.8/b/a.png"),
     ],
 )
 def test_s3(arguments, url):
     assert s3_url(*arguments) == url
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1:9000",
+        "[::1]",
+        "10.1.2.3",
+        "192.168.0.9",
+        "minio:9000",
+        "localhost",
+        "minio.storage.svc",
+        "minio.storage.svc.cluster.local",
+        "s3.corp.internal",
+        "bucket.vpce-0a1b.s3.eu-west-1.vpce.amazonaws.com",
+    ],
+)
+def test_no_link_leads_where_nobody_can_follow(host):
+    assert s3_url("b", "a.png", None, f"http://{host}/") == ""
 
 
 def test_a_link_never_fails_a_task():

@@ -197,6 +197,14 @@ async def test_a_batch_vouches_for_the_objects_in_its_own_ledger(s3):
     assert (await open_picture(batch, old))[1] == PNG
 
 
+async def test_a_journal_that_others_may_write_vouches_for_nothing(s3):
+    old = put(s3, PNG, **{"dag-id": None})
+    submissions = (Submission("0.0", "t1", 1, pictures=(old,)),)
+    status, text = await _refusal(replace(record(), submissions=submissions, has_own_journal=False), old)
+    assert status == 404
+    assert "mirrored by a release before" in text
+
+
 async def test_a_bucket_in_another_region_is_found(s3, monkeypatch):
     """As on AWS, where a bucket answers in its own region only."""
     picture = put(s3, PNG)

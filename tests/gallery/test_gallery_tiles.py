@@ -287,3 +287,17 @@ def test_no_result_makes_more_tiles_than_can_be_shown():
     of_one = finished(n=1000)
     assert len(make_tiles([wait(result=of_one)])) == 4
     assert len(make_tiles([wait(result=[finished(f"t{number}") for number in range(MAX_TILES + 1)])])) == MAX_TILES
+
+
+@pytest.mark.parametrize(
+    ("known", "credits"),
+    [
+        ({"charged": 8}, 8),
+        ({"result": "t1"}, 2),
+        ({"result": finished(n=3)}, 6),
+        ({"fields": {"n": 4}, "charged": 0}, 8),
+    ],
+)
+def test_credits_of_a_run_whose_fields_and_journal_are_gone(known, credits):
+    """Airflow drops the fields of older runs, and a journal in Variables is deleted once its images are delivered."""
+    assert Gallery([submit(**({"result": "t1"} | known))]).credits() == Credits(charged=credits)

@@ -35,7 +35,7 @@ PURPOSES = {
     "SetXCom credits": (1, "what the submit was charged, for the gallery and for cost reports"),
     "SetXCom prompt": (1, "what was asked for, for the gallery"),
     "SetXCom _link_FirstImageLink": (1, "the link to the first image"),
-    "SetXCom _link_S3ObjectsLink": (1, "the link to the objects"),
+    # Its link to the objects would be one more, at a store that people can reach: this one is private.
 }
 
 
