@@ -4,22 +4,27 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import MutableMapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Header, Query, Response
+from fastapi import Depends, FastAPI, Header, HTTPException, Query, Response
 from starlette.datastructures import MutableHeaders
 from starlette.staticfiles import StaticFiles
 
-from airflow_provider_gptimg.airflow_compat import DagAccessEntity, create_session, requires_access_dag
+from airflow_provider_gptimg.airflow_compat import DagAccessEntity, requires_access_dag
+from airflow_provider_gptimg.exceptions import GptImgError
 from airflow_provider_gptimg.gallery.places import Places
-from airflow_provider_gptimg.gallery.records import read_run
+from airflow_provider_gptimg.gallery.runs import load_run
 from airflow_provider_gptimg.gallery.sending import Pick, PictureResponse, ZipResponse, bounded
+from airflow_provider_gptimg.gallery.spent import spending
 from airflow_provider_gptimg.gallery.tiles import MAX_TILES, Gallery
 
 __all__ = ["make_app"]
+
+log: logging.Logger = logging.getLogger(__name__)
 
 _HEADERS = {
     "content-security-policy": (
@@ -44,6 +49,7 @@ def make_app() -> FastAPI:
     routes = _Routes()
     app.get("/dags/{dag_id}/tiles", dependencies=_MAY_READ)(routes.tiles)
     app.get("/dags/{dag_id}/picture", dependencies=_MAY_READ)(routes.picture)
+    app.get("/dags/{dag_id}/spending", dependencies=_MAY_READ)(routes.spending)
     app.get("/dags/{dag_id}/zip", dependencies=_MAY_READ)(routes.zip)
     app.mount("/", StaticFiles(directory=Path(__file__).parent / "static", html=True))
     app.add_middleware(_Headers)
@@ -60,6 +66,7 @@ class _Routes:
         self._reading = Places("tiles", total=4, per_dag=2, waiting=32, patience=10.0)
         self._pictures = Places("pictures", total=12, per_dag=4, waiting=48, patience=8.0)
         self._zips = Places("zips", total=2, per_dag=1, waiting=0, patience=0.0)
+        self._spending = Places("spending", total=2, per_dag=1, waiting=8, patience=10.0)
 
     async def tiles(
         self,
@@ -99,16 +106,30 @@ class _Routes:
         """
         return ZipResponse(self._zips, [Pick.read(dag_id, run_id, text) for text in pick])
 
+    async def spending(self, dag_id: str, run_id: Annotated[str | None, Query()] = None) -> Response:
+        """Return the credits of a run by task; without `run_id` those of the Dag's latest runs by day."""
+        async with bounded(self._spending, dag_id) as place:
+            body = await place.run(_read_spending, dag_id, run_id)
+        return Response(body, media_type="application/json", headers={"cache-control": "no-store"})
+
+
+def _read_spending(dag_id: str, run_id: str | None) -> bytes:
+    try:
+        return json.dumps(spending(dag_id, run_id)).encode()
+    except GptImgError as error:
+        log.warning("The spending of Dag %r cannot be shown: %s", dag_id, error)
+        raise HTTPException(502, "The journal in S3 cannot be read; the API server's log says why") from None
+
 
 def _read_tiles(dag_id: str, run_id: str, task_id: str | None, map_index: int) -> bytes:
-    with create_session(scoped=False) as session:
-        run = read_run(session, dag_id, run_id)
+    run = load_run(dag_id, run_id)
     gallery = Gallery(run.records, run.graph, run.failed)
     tiles = gallery.tiles(task_id, map_index)
     body = {
         "tiles": tiles,
         "cut": run.is_cut or len(tiles) == MAX_TILES,
         "credits": asdict(gallery.credits(task_id, map_index)),
+        "lacks_journal": run.lacks_journal,
         "makes_images": bool(run.graph.roles) if task_id is None else task_id in run.graph.roles,
     }
     return json.dumps(body).encode()

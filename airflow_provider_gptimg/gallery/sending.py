@@ -22,7 +22,8 @@ from airflow_provider_gptimg.gallery.fetch import LONGEST, HostError, Opened
 from airflow_provider_gptimg.gallery.pictures import NOT_HERE, PictureUnavailableError, open_picture
 from airflow_provider_gptimg.gallery.places import BusyError, Place, Places
 from airflow_provider_gptimg.gallery.recorded import Picture, Record
-from airflow_provider_gptimg.gallery.records import read_run
+from airflow_provider_gptimg.gallery.records import Run, read_run
+from airflow_provider_gptimg.gallery.runs import with_journal
 
 __all__ = ["MOST_PICKS", "Pick", "PictureResponse", "ZipResponse", "bounded"]
 
@@ -63,6 +64,9 @@ class Pick:
         """Return the picture and the task instance that names it; None: it names none such."""
         with create_session(scoped=False) as session:
             run = read_run(session, self.dag_id, self.run_id, self.task_id, self.map_index)
+        return self._find_in(run) or self._find_in(with_journal(run, self.dag_id, self.run_id))
+
+    def _find_in(self, run: Run) -> tuple[Record, Picture] | None:
         for record in run.records:
             if picture := record.find(self.image_task, self.index):
                 return record, picture

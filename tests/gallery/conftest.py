@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,9 @@ from airflow_provider_gptimg.sandbox import DagRun, S3Server, StandaloneAirflow
 from airflow_provider_gptimg.sandbox.rest import until
 
 if not HAS_GALLERY:  # what these import, this Airflow has not
-    collect_ignore = [f"test_gallery_{name}.py" for name in ("limits", "page", "roles")]
+    collect_ignore = [
+        f"test_gallery_{name}.py" for name in ("accessible", "journals", "limits", "page", "picks", "roles", "spending")
+    ]
 
 HERE = Path(__file__).parent
 BUCKET = "gallery"
@@ -59,6 +64,12 @@ class Gallery:
             answer = client.get(f"/gptimg/dags/{run.dag_id}/tiles", params={"run_id": run.run_id})
         return answer.json()["tiles"] if answer.status_code == 200 else answer.status_code
 
+    def told(self, run: DagRun, what: str = "tiles", user: str = "vera", **query: str) -> Any:
+        """What is answered of a run."""
+        with self.http(user) as client:
+            answer = client.get(f"/gptimg/dags/{run.dag_id}/{what}", params=query or {"run_id": run.run_id})
+        return answer.raise_for_status().json()
+
     def picture(self, run: DagRun, tile: dict[str, Any], user: str | None = "vera", **headers: str) -> httpx.Response:
         query = {"run_id": run.run_id, "image_task": tile["image_task"], "index": tile["index"], **tile["source"]}
         with self.http(user) as client:
@@ -80,8 +91,8 @@ class Gallery:
         return str(httpx.URL(f"{self.url}/gptimg/", params={"dag_id": run.dag_id, "run_id": run.run_id}))
 
 
-@pytest.fixture(scope="session")
-def gallery() -> Iterator[Gallery]:
+@contextmanager
+def _running(**settings: str) -> Iterator[Gallery]:
     schedule = {"poll_interval": 0.5, "first_poll_after": 0}
     # Generations end when a test says so.
     with (
@@ -98,11 +109,26 @@ def gallery() -> Iterator[Gallery]:
             "AIRFLOW__CORE__AUTH_MANAGER": "gallery_auth.OneDagLessAuthManager",
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,vera:viewer,otto:user",
             "PYTHONPATH": str(HERE / "auth"),
+            **settings,
         }
         with StandaloneAirflow(HERE / "dags", env) as airflow:
             gallery_xcoms.home = airflow.home
             passwords = json.loads((airflow.home / "passwords.json").read_text())
             yield Gallery(airflow, emulator, server.client(), slow, passwords)
+
+
+@pytest.fixture(scope="session")
+def gallery() -> Iterator[Gallery]:
+    with _running() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def s3_gallery() -> Iterator[Gallery]:
+    """Another one, whose journal is in S3."""
+    place = {"AIRFLOW__GPTIMG__JOURNAL": f"s3://{BUCKET}/journal", "AIRFLOW__GPTIMG__JOURNAL_AWS_CONN_ID": "gallery_s3"}
+    with _running(**place) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
@@ -155,3 +181,49 @@ def open_as(browser: Any, gallery: Gallery) -> Iterator[Callable[[str | None], A
     for context in contexts:
         context.close()
     assert errors == []
+
+
+@pytest.fixture
+def page_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    from looks import SHAPES
+    from page_server import serve_page
+
+    with serve_page(monkeypatch) as page:
+        for number, shape in SHAPES.items():
+            page.shapes |= {(f"t{number}", index): shape for index in range(4)}
+        yield page
+
+
+@pytest.fixture
+def look(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Open an address in a new browser page. No page may have a script error."""
+    contexts, errors = [], []
+
+    def open_page(address: str, size: dict[str, int] | None = None, **options: Any) -> Any:
+        context = browser.new_context(viewport=size or {"width": 1440, "height": 900}, **options)
+        context.grant_permissions(["clipboard-read", "clipboard-write"])
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(address)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert errors == []
+
+
+@pytest.fixture(scope="session")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The accessibility checker's source, from npm."""
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("no npm here, and axe-core comes from there")
+    home = tmp_path_factory.mktemp("axe")
+    command = [npm, "install", "--no-save", "--no-audit", "--no-fund", "--ignore-scripts", "axe-core@4.10.3"]
+    got = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=120)
+    script = home / "node_modules" / "axe-core" / "axe.min.js"
+    if got.returncode or not script.exists():
+        pytest.skip(f"axe-core could not be had from npm: {got.stderr[-300:]}")
+    return script.read_text()

@@ -34,9 +34,8 @@ def serve(patch: Any) -> Iterator[str]:
     def no_session(*, scoped: bool) -> Iterator[None]:
         yield None
 
-    for module in (sending, gallery_app):
-        patch.setattr(module, "read_run", read_run)
-        patch.setattr(module, "create_session", no_session)
+    patch.setattr(sending, "read_run", read_run)
+    patch.setattr(sending, "create_session", no_session)
     outer = FastAPI()
     outer.get("/api/v2/version")(lambda: {"version": "3"})  # in the server's shared threads, as Airflow's own
     gallery = gallery_app.make_app()

@@ -36,6 +36,7 @@ class Page:
     state: str = "success"
     logs: dict[str, str] = field(default_factory=dict)
     problem: str | None = None
+    spending: dict[str, Any] = field(default_factory=dict)
     shapes: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
 
     def show(self, *records: Record, roles: dict[str, Role] | None = None, failed: tuple[Record, ...] = ()) -> None:
@@ -92,9 +93,10 @@ def serve_page(patch: Any) -> Iterator[Page]:
         records = [record for record in page.run.records if task_id in (None, record.task_id)]
         return Run(page.run.graph, records, page.run.failed)
 
-    for module in (sending, gallery_app):
-        patch.setattr(module, "read_run", read_run)
-        patch.setattr(module, "create_session", no_session)
+    patch.setattr(gallery_app, "load_run", lambda dag_id, run_id: read_run(None, dag_id, run_id))
+    patch.setattr(gallery_app, "spending", lambda dag_id, run_id: page.spending["run" if run_id else "dag"])
+    patch.setattr(sending, "read_run", read_run)
+    patch.setattr(sending, "create_session", no_session)
     patch.setattr(sending, "open_picture", open_picture)
     outer = FastAPI()
     run = {"dag_run_id": "r1", "run_after": "2026-11-28T09:30:00Z"}

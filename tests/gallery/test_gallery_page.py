@@ -3,17 +3,10 @@
 
 from __future__ import annotations
 
-import io
-import json
-import shutil
-import subprocess
-import zipfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from page_server import Page, mirrored, serve_page
+from looks import LONG, REFUSED, SHAPES, SIZES, box_of, failed, loaded, posters
 
 from airflow_provider_gptimg.gallery.recorded import Record, Submission
 from airflow_provider_gptimg.gallery.roles import Role
@@ -21,63 +14,6 @@ from airflow_provider_gptimg.gallery.roles import Role
 expect = pytest.importorskip("playwright.sync_api").expect
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
-
-LONG = " ".join(["A poster of a lighthouse at dusk, with a sailing boat and gulls."] * 40)
-REFUSED = "GptImgTaskFailedError: The prompt was refused. " + "It names what is not allowed. " * 20
-DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
-SIZES = pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
-SHAPES = {0: (360, 240), 1: (240, 360), 2: (300, 300), 3: (480, 270)}
-
-
-@pytest.fixture
-def page_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:
-    with serve_page(monkeypatch) as page:
-        for number, shape in SHAPES.items():
-            page.shapes |= {(f"t{number}", index): shape for index in range(4)}
-        yield page
-
-
-@pytest.fixture
-def look(browser: Any) -> Iterator[Callable[..., Any]]:
-    """Open an address in a new browser page. No page may have a script error."""
-    contexts, errors = [], []
-
-    def open_page(address: str, size: dict[str, int] = DESKTOP, **options: Any) -> Any:
-        context = browser.new_context(viewport=size, **options)
-        context.grant_permissions(["clipboard-read", "clipboard-write"])
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(address)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert errors == []
-
-
-def posters(prompt: str | None = "A cat") -> list[Record]:
-    """Four submits, whose images are of four shapes, and their transfers."""
-    aspects = ("3:2", "2:3", None, "16:9")
-    submits = [
-        Record("generate", i, "success", 1, fields={"n": 2, "aspect_ratio": aspect}, result=f"t{i}", prompt=prompt)
-        for i, aspect in enumerate(aspects)
-    ]
-    return [*submits, *(mirrored("mirror", f"t{i}", 2, map_index=i) for i in range(4))]
-
-
-def failed() -> Record:
-    return Record("generate", 9, "failed", 2, fields={"n": 1}, prompt="Something else")
-
-
-def _loaded(page: Any, n: int) -> None:
-    page.locator(".shot.loaded").nth(n - 1).wait_for()
-
-
-def _box(locator: Any) -> dict[str, float]:
-    box: dict[str, float] = locator.bounding_box()
-    return box
 
 
 @SIZES
@@ -91,15 +27,15 @@ def test_a_tab_paints_once(page_of, look, size):
         page.goto(page_of.tab())
     for field in page.locator(".field").all():
         expect(field).to_be_hidden()
-    placeholder = _box(page.locator(".placeholder").first)
-    header = _box(page.locator(".bar"))
+    placeholder = box_of(page.locator(".placeholder").first)
+    header = box_of(page.locator(".bar"))
     held.pop().continue_()
     page.unroute("**/tiles?*")
-    _loaded(page, 2)
-    tile = _box(page.locator(".tile").first)
+    loaded(page, 2)
+    tile = box_of(page.locator(".tile").first)
     assert (tile["x"], tile["y"]) == (placeholder["x"], placeholder["y"])
     assert abs(tile["height"] - placeholder["height"]) < 130
-    assert _box(page.locator(".bar"))["height"] == header["height"]
+    assert box_of(page.locator(".bar"))["height"] == header["height"]
     expect(page.locator(".placeholder").first).to_be_hidden()
 
 
@@ -109,9 +45,9 @@ def test_tiles_have_the_shape_of_their_pictures(page_of, look, size):
     page = look(page_of.address, size)
     for number in range(8):
         page.locator(".tile").nth(number).scroll_into_view_if_needed()
-        _loaded(page, number + 1)
+        loaded(page, number + 1)
     for number, shot in enumerate(page.locator(".shot.loaded").all()):
-        box, (width, height) = _box(shot), SHAPES[number // 2]
+        box, (width, height) = box_of(shot), SHAPES[number // 2]
         assert abs(box["width"] / box["height"] - width / height) < 0.02, "no bars beside it"
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out"
 
@@ -120,7 +56,7 @@ def test_tiles_have_the_shape_of_their_pictures(page_of, look, size):
 def test_the_viewer_keeps_its_actions_in_sight_however_long_the_prompt_is(page_of, look, size):
     page_of.show(*posters(LONG))
     page = look(page_of.address, size)
-    _loaded(page, 1)
+    loaded(page, 1)
     page.locator("button.shot").first.click()
     title = page.locator("#viewer-title")
     expect(title).to_have_text(LONG)
@@ -139,12 +75,12 @@ def test_the_viewer_keeps_its_actions_in_sight_however_long_the_prompt_is(page_o
         expect(page.locator("#stage img")).to_be_in_viewport(ratio=0.9)
 
     all_in_sight()
-    clamped = _box(title)["height"]
+    clamped = box_of(title)["height"]
     page.get_by_role("button", name="Show All").click()
-    assert _box(title)["height"] > clamped
+    assert box_of(title)["height"] > clamped
     all_in_sight()
     page.get_by_role("button", name="Show Less").click()
-    assert _box(title)["height"] == clamped
+    assert box_of(title)["height"] == clamped
     facts = page.locator("#facts").inner_text()
     assert "1.7 MB" in facts, "as in the tile"
     assert "1.7 MB" in page.locator(".facts").first.inner_text()
@@ -216,7 +152,7 @@ def test_a_task_that_makes_no_images_says_so(page_of, look):
 def test_copied_is_said_within_the_dialog(page_of, look):
     page_of.show(*posters())
     page = look(page_of.address)
-    _loaded(page, 1)
+    loaded(page, 1)
     page.locator("button.shot").first.click()
     page.get_by_role("button", name="Copy S3 URI", exact=True).click()
     said = page.locator("#viewer .toast")
@@ -248,7 +184,7 @@ def test_the_tab_key_stays_in_the_dialog_also_within_a_frame(page_of, look, key)
 def test_escape_closes_wherever_the_focus_is(page_of, look):
     page_of.show(*posters())
     page = look(page_of.address)
-    _loaded(page, 1)
+    loaded(page, 1)
     for leave in ("document.activeElement.blur()", "document.querySelector('#next').focus()", "0"):
         page.locator("button.shot").first.click()
         page.locator("#stage").click()
@@ -261,7 +197,7 @@ def test_escape_closes_wherever_the_focus_is(page_of, look):
 def test_links_lead_to_airflows_pages_out_of_the_frame(page_of, look):
     page_of.show(*posters())
     page = look(page_of.address)
-    _loaded(page, 1)
+    loaded(page, 1)
     card = page.locator(".tile").first
     task = f"{page_of.url}/dags/posters/runs/r1/tasks/generate/mapped/0"
     assert card.locator("a.task").get_attribute("href") == task
@@ -305,7 +241,7 @@ def test_a_busy_server_is_asked_again(page_of, look):
 
     page.route("**/picture?*", answer)
     page.goto(page_of.tab("task", task_id="mirror", map_index=0))
-    _loaded(page, 2)
+    loaded(page, 2)
 
 
 def test_a_picture_that_cannot_be_shown_says_why(page_of, look):
@@ -313,143 +249,3 @@ def test_a_picture_that_cannot_be_shown_says_why(page_of, look):
     page_of.problem = "Not shown: mirrored by a release before 1.0"
     page = look(page_of.address)
     page.locator(".hint", has_text=page_of.problem).first.wait_for()
-
-
-def _pick(page: Any, *numbers: int) -> None:
-    for number in numbers:
-        page.locator(".tile").nth(number).hover()
-        page.locator(".pick input").nth(number).check()
-
-
-@SIZES
-def test_images_are_compared_side_by_side_at_the_same_size(page_of, look, size):
-    page_of.show(*posters())
-    page = look(page_of.address, size)
-    _loaded(page, 1)
-    _pick(page, 0)
-    compare = page.get_by_role("button", name="Compare", exact=True)
-    expect(compare).to_have_attribute("aria-disabled", "true")
-    _pick(page, 2, 4, 6)
-    expect(page.locator("#picked")).to_have_text("4 selected")
-    compare.click()
-    expect(page.get_by_role("dialog", name="Compare 4 Images")).to_be_visible()
-    frames = page.locator(".side-frame")
-    expect(frames).to_have_count(4)
-    boxes = [_box(frame) for frame in frames.all()]
-    assert len({(round(box["width"]), round(box["height"])) for box in boxes}) == 1
-    assert all(box["y"] >= 0 and box["y"] + box["height"] <= size["height"] for box in boxes)
-    page.keyboard.press("Escape")
-    expect(compare).to_be_focused()
-    _pick(page, 1)
-    expect(compare).to_have_attribute("aria-disabled", "true")
-
-
-def test_uris_of_selected_images_are_copied_as_a_list_and_as_json(page_of, look):
-    page_of.show(*posters(), Record("hosted", -1, "success", 1, result=_hosted()))
-    page = look(page_of.address)
-    _loaded(page, 4)
-    _pick(page, 0, 3)
-    page.locator(".tile", has_text="h1").hover()
-    page.locator(".tile", has_text="h1").get_by_role("checkbox").check()
-    uris = ["s3://posters/gptimg/t0/0.png", "s3://posters/gptimg/t1/1.png"]
-    page.get_by_role("button", name="Copy URIs").click()
-    expect(page.locator("#said")).to_have_text("Copied 2 URIs; 1 not in S3")
-    assert page.evaluate("navigator.clipboard.readText()") == "\n".join(uris)
-    page.get_by_role("button", name="Copy as JSON").click()
-    assert json.loads(page.evaluate("navigator.clipboard.readText()")) == uris
-
-
-def _hosted() -> dict[str, Any]:
-    return {"task_id": "h1", "status": "completed", "images": [{"url": "https://file.gptimg.co/h1.png"}]}
-
-
-def test_selected_images_are_downloaded_as_one_zip(page_of, look):
-    page_of.show(*posters())
-    page = look(page_of.address)
-    _loaded(page, 4)
-    _pick(page, 0, 3)
-    with page.expect_download() as download:
-        page.get_by_role("link", name="Download Zip").click()
-    assert download.value.suggested_filename == "images.zip"
-    with zipfile.ZipFile(io.BytesIO(Path(download.value.path()).read_bytes())) as archive:
-        assert archive.testzip() is None
-        assert archive.namelist() == ["t0-0.png", "t1-1.png"]
-    page.get_by_role("button", name="Clear Selection").click()
-    expect(page.locator("#picks")).to_be_hidden()
-    expect(page.locator("input[type=checkbox]:checked")).to_have_count(0)
-
-
-def test_picking_works_with_the_keyboard_alone(page_of, look):
-    page_of.show(*posters())
-    page = look(page_of.tab())
-    _loaded(page, 2)
-
-    def tab_to(selector: str) -> None:
-        for _ in range(80):
-            if page.evaluate("selector => document.activeElement.matches(selector)", selector):
-                return
-            page.keyboard.press("Tab")
-        raise AssertionError(f"{selector} cannot be reached with the Tab key")
-
-    for number in (1, 2):
-        tab_to(f".tile:nth-child({number}) .pick input")
-        page.keyboard.press("Space")
-    expect(page.locator("#picked")).to_have_text("2 selected")
-    for _ in range(40):
-        page.keyboard.press("Shift+Tab")
-        if page.evaluate("document.activeElement.id") == "compare":
-            break
-    page.keyboard.press("Enter")
-    expect(page.locator(".side img").nth(1)).to_be_visible()
-    page.keyboard.press("Escape")
-    expect(page.locator("#comparison")).to_be_hidden()
-
-
-@pytest.fixture(scope="session")
-def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The accessibility checker's source, from npm."""
-    npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("no npm here, and axe-core comes from there")
-    home = tmp_path_factory.mktemp("axe")
-    command = [npm, "install", "--no-save", "--no-audit", "--no-fund", "--ignore-scripts", "axe-core@4.10.3"]
-    got = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=120)
-    script = home / "node_modules" / "axe-core" / "axe.min.js"
-    if got.returncode or not script.exists():
-        pytest.skip(f"axe-core could not be had from npm: {got.stderr[-300:]}")
-    return script.read_text()
-
-
-def _serious(page: Any, axe: str) -> list[str]:
-    page.evaluate(axe)
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-    return [
-        f"{violation['id']}: {[node['html'][:150] for node in violation['nodes']]}"
-        for violation in found
-        if violation["impact"] in ("serious", "critical", "moderate")
-    ]
-
-
-@SIZES
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_nothing_serious_is_found_by_an_accessibility_check(page_of, look, axe, size, theme):
-    page_of.state = "running"
-    page_of.logs["generate"] = REFUSED
-    pending = Record("later", -1, "deferred", 1, fields={"n": 1}, prompt="Still to come")
-    page_of.show(*posters(LONG), failed(), pending)
-    page = look(page_of.address, size, color_scheme=theme, reduced_motion="reduce")
-    _loaded(page, 1)
-    assert _serious(page, axe) == []
-    page.locator("button.shot").first.click()
-    page.locator("#stage img").wait_for()
-    assert _serious(page, axe) == []
-    page.keyboard.press("ArrowLeft")
-    page.keyboard.press("Escape")
-    _pick(page, 0, 1)
-    assert _serious(page, axe) == []
-    page.locator("#compare").click()
-    assert _serious(page, axe) == []
-    page.keyboard.press("Escape")
-    page.locator(".failed button.shot").click()
-    page.locator(".failure-text", has_text="refused").wait_for()
-    assert _serious(page, axe) == []

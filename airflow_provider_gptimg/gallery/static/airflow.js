@@ -55,6 +55,11 @@ export function tiles(dagId, runId, only) {
   return get(at(HERE, ["dags", dagId, "tiles"], { run_id: runId, ...only }));
 }
 
+/** Credits of a run by task, or of a Dag by day: {by, rows, total}, or {missing: how to have them}. */
+export function spending(dagId, runId = null) {
+  return get(at(HERE, ["dags", dagId, "spending"], runId ? { run_id: runId } : {}));
+}
+
 const TRIES = 6;
 const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, seconds * 1000));
 

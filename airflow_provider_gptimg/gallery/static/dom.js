@@ -16,6 +16,14 @@ export function make(name, attributes = {}, ...children) {
   return element;
 }
 
+/** A part of a drawing, likewise. */
+export function svg(name, attributes = {}, ...children) {
+  const element = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  element.append(...children.filter((child) => child !== null));
+  return element;
+}
+
 const PATHS = {
   copy: "M9 9h10v11H9z M15 9V4H5v11h4",
   download: "M12 4v11 M7.5 11 12 15.5 16.5 11 M5 20h14",
@@ -24,15 +32,7 @@ const PATHS = {
   failed: "M12 8v5 M12 16.3v.2 M12 3a9 9 0 1 0 0 18 9 9 0 0 0 0-18z",
 };
 
-export function icon(name) {
-  const svg = document.createElementNS(SVG, "svg");
-  svg.setAttribute("viewBox", "0 0 24 24");
-  svg.setAttribute("aria-hidden", "true");
-  const path = document.createElementNS(SVG, "path");
-  path.setAttribute("d", PATHS[name]);
-  svg.append(path);
-  return svg;
-}
+export const icon = (name) => svg("svg", { viewBox: "0 0 24 24", "aria-hidden": "true" }, svg("path", { d: PATHS[name] }));
 
 let fading;
 

@@ -5,6 +5,7 @@ import * as airflow from "./airflow.js";
 import { byId, counted, make, taskName } from "./dom.js";
 import { Grid } from "./grid.js";
 import { Picks } from "./picks.js";
+import { Spending } from "./spending.js";
 import { time } from "./time.js";
 import { Viewer } from "./viewer.js";
 
@@ -29,6 +30,7 @@ const view = {
 };
 
 const picks = new Picks();
+const spending = new Spending();
 const grid = new Grid((tile) => viewer.open(view.dagId, view.runId, tile), picks);
 const viewer = new Viewer(
   () => view.tiles.filter((tile) => tile.state !== "pending" && (view.state === "all" || tile.state === view.state)),
@@ -62,16 +64,18 @@ function show(found) {
   grid.update(view.dagId, view.runId, view.tiles);
   grid.filter(view.state);
   count(found);
+  spending.offer(view.dagId, view.runId, view.makesImages);
   notifyIfEmpty();
 }
 
 const isOver = () => FINAL.includes(view.run.state);
 
-function count({ cut, credits }) {
+function count({ cut, credits, lacks_journal }) {
   const counts = { all: view.tiles.length, ready: 0, pending: 0, failed: 0 };
   for (const { state } of view.tiles) counts[state] += 1;
   for (const [state, n] of Object.entries(counts)) document.querySelector(`[data-count=${state}]`).textContent = n;
   const paid = [`${counted(credits.charged, "credit")} charged`, `${credits.refunded} refunded`];
+  if (lacks_journal) paid.push("the journal in S3 cannot be read");
   if (credits.unknown) paid.push(`up to ${credits.unknown} more unknown`);
   const shown = [counted(counts.ready, "image"), paid.join(", "), ...(cut ? ["the run has more"] : [])];
   const said = view.tiles.length ? shown.join(" · ") : "";
@@ -142,6 +146,7 @@ function clear(isLoading = false) {
   turn += 1;
   [view.run, view.tiles] = [null, []];
   viewer.close();
+  spending.offer(view.dagId, view.runId, isLoading);
   picks.update("", "", []);
   grid.update("", "", []);
   byId("grid").setAttribute("aria-busy", String(isLoading));
