@@ -137,8 +137,9 @@ def test_duckdb_answers_the_query(manifest, made):
     assert answer.columns == ["day", "images", "credits", "bytes"]
     ((day, images, credits, size),) = answer.fetchall()
     assert abs(day.replace(tzinfo=UTC) - datetime.now(UTC)) < timedelta(days=2)
-    assert (images, credits) == (4, 8)
     rows = [json.loads(line) for path in manifest.iterdir() for line in path.read_text().splitlines()]
+    assert (images, credits) == (len(rows), 2 * len(rows))
+    assert images >= 4, "as many as the sample of a batch asks for"
     assert size == sum(row["size"] for row in rows)
 
 
