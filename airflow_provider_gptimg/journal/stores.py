@@ -231,6 +231,10 @@ class S3Store(Store):
         """
         return S3Store(self._bucket, f"{self._prefix}{folder}/", self._aws_conn_id, writer, self)
 
+    def beside(self, folder: str) -> S3Store:
+        """Return the store of a folder that all task instances share, whose entries name the same writer."""
+        return (self._parent or self).below(folder, self._writer.get(_WRITER))
+
     def get(self, name: str) -> Any:
         """Return an entry; None: there is none."""
         entry = self.get_signed(name)

@@ -19,14 +19,16 @@ from airflow_provider_gptimg.exceptions import (
 )
 from airflow_provider_gptimg.journal.attempt import Attempt, NotSentError
 from airflow_provider_gptimg.journal.entries import Decision, Plan, Submitted, decide
-from airflow_provider_gptimg.polling import ends_wait, may_have_ended
+from airflow_provider_gptimg.journal.reuse import Bought, Found, Lease, LeaseOverError, Purchases, Reuse
+from airflow_provider_gptimg.journal.spending import REUSED
+from airflow_provider_gptimg.polling import DEFAULT_TIMEOUT, ends_wait, may_have_ended
 from airflow_provider_gptimg.telemetry import count, span
 
 if TYPE_CHECKING:
     from airflow_provider_gptimg.airflow_compat import Context
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook
 
-__all__ = ["Accepted", "Submission", "unknown_submission"]
+__all__ = ["Accepted", "Submission", "still_there", "unknown_submission"]
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,9 @@ class Accepted:
     :param task: As the API described it last.
     :param submitted_at: Unix seconds.
     :param charged: Credits that this attempt spent: none for a task taken up again.
-    :param name: Of the submission in the journal.
+    :param name: Of the submission in the journal; empty for one of another task.
     :param images: Number of images that were asked for.
+    :param reused_from: Who has paid for it, where another task has; else None.
     """
 
     task: ImageTask
@@ -45,6 +48,7 @@ class Accepted:
     charged: int
     name: str
     images: int
+    reused_from: dict[str, Any] | None = None
 
 
 class Submission:
@@ -68,15 +72,27 @@ class Submission:
         """
         return cls(Attempt.of(context, log), log)
 
-    def obtain(self, hook: GptImgHook, request: ImageRequest, on_unknown: str, aws_conn_id: str | None) -> Accepted:
+    def obtain(
+        self,
+        hook: GptImgHook,
+        request: ImageRequest,
+        on_unknown: str,
+        aws_conn_id: str | None,
+        reuse: Any = False,
+        generation: Any = None,
+    ) -> Accepted:
         """Return the image task of this request: the one that is paid for already, or else a new one.
 
         :param on_unknown: `fail` or `resubmit`: what to do if an earlier attempt's outcome is unknown.
         :param aws_conn_id: AWS connection that presigns `s3://` references.
+        :param reuse: True or a `timedelta` of the greatest age: one that another task has paid for will do.
+        :param generation: Text that is part of the request for those who reuse it.
         :raises GptImgSubmissionUnknownError: Credits may have been charged for a task that nobody knows.
         :raises GptImgError: As :meth:`GptImgHook.submit`; or the journal cannot be read or written.
         """
         fingerprint = request.fingerprint(hook.gptimg_conn_id)
+        wish = Reuse.check(reuse, generation, self._attempt)
+        purchases = wish.purchases(self._attempt, request)
         if not self._attempt.store.lasts:
             self._log.warning(
                 "Nothing outlasts this attempt of what it submits (no journal, see [gptimg] journal): if it dies, the "
@@ -91,12 +107,29 @@ class Submission:
                 count("submissions", outcome="unknown")
                 raise unknown_submission(plan.unknown, self._attempt.store.way_to_drop)
             if plan.decision is not Decision.TAKE_UP:
-                return self._submit(hook, request, fingerprint, known, plan, on_unknown, aws_conn_id)
+                lease = None
+                if purchases is not None and wish.is_wanted:
+                    found = purchases.obtain(lambda bought: still_there(hook, bought), self._attempt.pause, self._log)
+                    if isinstance(found, Found):
+                        return self._reuse(found, request, fingerprint, hook.gptimg_conn_id)
+                    lease = found
+                try:
+                    accepted = self._submit(hook, request, fingerprint, known, plan, on_unknown, aws_conn_id, lease)
+                    _publish(purchases, accepted, self._log)
+                    return accepted
+                except LeaseOverError:
+                    known = self._attempt.read()
+                    continue
+                finally:
+                    if lease is not None:
+                        lease.release()
             paid = plan.paid[0]
             task = self._take_up(hook, paid)
             if task.status != FAILED:
                 self._standing = f"image task {task.task_id} is paid for"
-                return Accepted(task, paid.at, charged=0, name=paid.name, images=request.n)
+                accepted = Accepted(task, paid.at, charged=0, name=paid.name, images=request.n)
+                _publish(purchases, accepted, self._log)  # the attempt that submitted it may have died before
+                return accepted
             self._log.info("Image task %s failed (%s) and was refunded", task.task_id, task.error)
             known[known.index(paid)] = self._attempt.refund(paid)
 
@@ -108,12 +141,13 @@ class Submission:
     def deliver(self, name: str | None, task_id: str) -> None:
         """After Airflow has recorded the success, note that a later clear submits again.
 
-        :param name: Of the submission; None, as a release 0.1 that deferred: look for that of `task_id`.
+        :param name: Of the submission; empty: another task's; None, as a release 0.1 that deferred: look for that of
+            `task_id`.
         """
         if name is None:
             known = [each.name for each in self._attempt.read() if each.task_id == task_id]
             name = known[-1] if known else None
-        if name is not None:
+        if name:
             self._attempt.deliver(name)
 
     @contextmanager
@@ -134,6 +168,16 @@ class Submission:
                     f"{self._attempt.store.way_to_drop} and clear the task"
                 )
             raise
+
+    def _reuse(self, found: Found[ImageTask], request: ImageRequest, fingerprint: str, conn_id: str) -> Accepted:
+        bought, attempt = found.bought, self._attempt
+        reused_from = bought.as_dict()
+        self._log.info("Reusing image task %s, which costs nothing: %s", bought.task_id, reused_from)
+        self._standing = f"this task has paid for nothing: it reuses image task {bought.task_id}"
+        saved = Submitted(REUSED, fingerprint, request.credits, time.time(), attempt.max_tries, conn_id=conn_id)
+        # Once for all attempts; a cleared task saves again.
+        attempt.store.put(f"{REUSED}.{attempt.max_tries}", {**saved.intent(), "from": reused_from})
+        return Accepted(found.there, bought.at, charged=0, name="", images=request.n, reused_from=reused_from)
 
     def _tell(self, plan: Plan) -> None:
         if plan.decision is Decision.STOP:
@@ -170,6 +214,7 @@ class Submission:
         plan: Plan,
         on_unknown: str,
         aws_conn_id: str | None,
+        lease: Lease | None = None,
     ) -> Accepted:
         prepared = hook.prepare_submit(request, aws_conn_id)
         attempt = self._attempt
@@ -179,6 +224,8 @@ class Submission:
         def before_send() -> None:
             nonlocal posts
             self._refused("refused")
+            if lease is not None:
+                lease.check()
             posts += 1
             submission = Submitted(
                 f"{attempt.number}.{posts}",
@@ -236,6 +283,27 @@ class Submission:
             submission, self._open = self._open, None
             self._standing = "the API has refused what was sent, so nothing is paid for"
             self._attempt.settle(submission, refused=why)
+
+
+def still_there(hook: GptImgHook, bought: Bought) -> ImageTask | None:
+    """Return an image task that the API still knows, and that is completed or may be soon; else None.
+
+    :raises GptImgError: The API does not say.
+    """
+    try:
+        task = hook.get_task(bought.task_id)
+    except GptImgTaskNotFoundError as error:
+        if ends_wait(error, time.time(), submitted_at=bought.at):
+            return None
+        task = ImageTask(bought.task_id, PROCESSING)  # so new that the API may not know it yet
+    if task.status == FAILED or (not task.is_final and time.time() - bought.at > DEFAULT_TIMEOUT):
+        return None
+    return task
+
+
+def _publish(purchases: Purchases | None, accepted: Accepted, log: Any) -> None:
+    if purchases is not None:
+        purchases.publish(accepted.task.task_id, accepted.submitted_at, accepted.task.created_at, log)
 
 
 def unknown_submission(unknown: Sequence[Submitted], way_to_drop: str) -> GptImgSubmissionUnknownError:

@@ -55,6 +55,8 @@ class GptImgSubmitOperator(BaseOperator):
     template_fields_renderers = {"extra_body": "json"}  # noqa: RUF012 - Airflow's way
     ui_color = "#f3e8ff"
     operator_extra_links = task_links()
+    reuse: bool | timedelta = False
+    generation: str | None = None
     _submission: Submission | None = None
     """Of this process, for :meth:`on_kill`."""
 
@@ -124,7 +126,9 @@ class GptImgSubmitOperator(BaseOperator):
             self._check_wait(hook)
             self._submission = submission = Submission.of(context, self.log)
         with airflow_verdict(on_unknown):
-            accepted = submission.obtain(hook, request, on_unknown, self.aws_conn_id)
+            accepted = submission.obtain(
+                hook, request, on_unknown, self.aws_conn_id, reuse=self.reuse, generation=self.generation
+            )
         if ti := context.get("ti"):
             ti.xcom_push(key="credits", value=accepted.charged)
             # Rendered fields are kept for the latest runs only, and @task.gptimg has no such field.
@@ -141,6 +145,10 @@ class GptImgGenerateOperator(GptImgSubmitOperator, WaitMixin):
     A time-out leaves the image task alive; the next attempt waits on for it. All arguments of
     :class:`GptImgSubmitOperator`, and:
 
+    :param reuse: True, or a `timedelta` of the greatest age: if a task has bought images for the same request before,
+        and they are still there, return those, with `credits` 0 and `reused_from`. It needs `[gptimg] journal` in S3.
+    :param generation: Any text; only images of the same generation are reused (templated).
+
     :param deferrable: Wait in the triggerer instead of on a worker; if not given, as Airflow's
         `[operators] default_deferrable` says.
     :param poll_interval: Seconds between polls, 5 to 10 as the vendor asks; None: the connection's, else 5.
@@ -149,11 +157,14 @@ class GptImgGenerateOperator(GptImgSubmitOperator, WaitMixin):
     :param timeout: Seconds from submission to completion, or a `timedelta`.
     """
 
+    template_fields: Sequence[str] = (*GptImgSubmitOperator.template_fields, "generation")
     operator_extra_links = task_links(FirstImageLink())
 
     def __init__(
         self,
         *,
+        reuse: bool | timedelta = False,
+        generation: str | None = None,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         poll_interval: float | timedelta | None = None,
         first_poll_after: float | timedelta | None = None,
@@ -162,6 +173,8 @@ class GptImgGenerateOperator(GptImgSubmitOperator, WaitMixin):
         **kwargs: Any,
     ) -> None:
         super().__init__(retry_policy=retry_policy, **kwargs)
+        self.reuse = reuse
+        self.generation = generation
         self.deferrable = deferrable
         self.poll_interval = poll_interval
         self.first_poll_after = first_poll_after
@@ -181,6 +194,7 @@ class GptImgGenerateOperator(GptImgSubmitOperator, WaitMixin):
             accepted.submitted_at,
             submission=accepted.name,
             images=accepted.images,
+            reused_from=accepted.reused_from,
         )
 
     def execute_complete(
@@ -193,6 +207,7 @@ class GptImgGenerateOperator(GptImgSubmitOperator, WaitMixin):
         deadline: float | None = None,
         submission: str | None = None,
         images: int | None = None,
+        reused_from: dict[str, Any] | None = None,
     ) -> Any:
         """Return the finished task after the trigger has fired.
 
@@ -202,6 +217,7 @@ class GptImgGenerateOperator(GptImgSubmitOperator, WaitMixin):
         :param deadline: Unix seconds; None: counted from submission.
         :param submission: Its name in the journal; None: that is looked up.
         :param images: Number of images that were asked for; None: unknown.
+        :param reused_from: Who has paid for them, where another task has; else None.
         :raises GptImgError: As :meth:`execute`.
         """
         return self._wait(
@@ -211,6 +227,7 @@ class GptImgGenerateOperator(GptImgSubmitOperator, WaitMixin):
             deadline=deadline,
             submission=submission,
             images=images,
+            reused_from=reused_from,
             event=event,
         )
 
@@ -226,6 +243,7 @@ class GptImgGenerateOperator(GptImgSubmitOperator, WaitMixin):
         deadline: float | None = None,
         submission: str | None,
         images: int | None,
+        reused_from: dict[str, Any] | None,
         event: Any = None,
     ) -> Any:
         from airflow_provider_gptimg.journal.submission import Submission
@@ -243,10 +261,13 @@ class GptImgGenerateOperator(GptImgSubmitOperator, WaitMixin):
                     "submitted_at": submitted_at,
                     "submission": submission,
                     "images": images,
+                    **({"reused_from": reused_from} if reused_from else {}),
                 },
             )
             task = wait.results(images)[0]
         self._submission.deliver(submission, task_id)
         result = task.as_dict()
+        if reused_from:
+            result |= {"credits": 0, "reused_from": reused_from}
         self.operator_extra_links = known_links(FirstImageLink, first_image_url(result))
         return result

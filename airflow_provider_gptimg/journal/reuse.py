@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reuse: an index, in the journal in S3, of what was bought for each request, and of who is buying right now.
+
+A request's folder has an entry for each image task that was accepted for it, and leases. Who wants to reuse and finds
+nothing takes a lease before it pays: of several tasks that ask at once, one pays, and the others wait for its image
+task. The index never decides whether a task instance may submit: that is the journal's, before and after.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Generic, TypeVar
+
+from airflow_provider_gptimg.api.requests import ImageRequest
+from airflow_provider_gptimg.exceptions import GptImgRequestError
+from airflow_provider_gptimg.journal.attempt import Attempt
+from airflow_provider_gptimg.journal.stores import S3Store
+
+__all__ = ["LEASE", "Bought", "Found", "Lease", "LeaseOverError", "Purchases", "Reuse"]
+
+REQUESTS = "requests"
+"""Folder of the index."""
+LEASE = 60.0
+"""Seconds that a task has for its submit before another one that asks for the same may pay."""
+_LONGEST_WAIT = 3 * LEASE
+_PAUSE = 1.0
+_TRIED = 5
+"""Image tasks of a request, the latest first, that are looked at."""
+
+There = TypeVar("There")
+
+
+class LeaseOverError(Exception):
+    """The submit took too long: another task may have paid for the same request."""
+
+
+@dataclass(frozen=True)
+class Bought:
+    """An image task that some task has paid for.
+
+    :param at: When it was submitted, in Unix seconds.
+    :param created_at: When the API accepted it, as the API wrote it.
+    :param by: The task instance that paid: `dag_id`, `run_id`, `task_id` and `map_index`.
+    """
+
+    task_id: str
+    at: float
+    created_at: str | None
+    by: Mapping[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as `reused_from`."""
+        return {
+            "task_id": self.task_id,
+            "submitted_at": datetime.fromtimestamp(self.at, UTC).isoformat(timespec="seconds"),
+            "dag_id": self.by.get("dag_id"),
+            "run_id": self.by.get("run_id"),
+            "airflow_task_id": self.by.get("task_id"),
+            "map_index": self.by.get("map_index"),
+        }
+
+
+@dataclass(frozen=True)
+class Found(Generic[There]):
+    """What may be reused.
+
+    :param there: What the look at its images has brought.
+    """
+
+    bought: Bought
+    there: There
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """The arguments `reuse` and `generation` of an operator, checked.
+
+    :param max_age: Seconds since the submission; None: any age.
+    """
+
+    is_wanted: bool
+    max_age: float | None
+    generation: str
+
+    @classmethod
+    def check(cls, reuse: Any, generation: Any, attempt: Attempt) -> Reuse:
+        """Return what the arguments say.
+
+        :raises GptImgRequestError: One of them is wrong, or there is no journal that tasks share.
+        """
+        max_age = reuse.total_seconds() if isinstance(reuse, timedelta) else None
+        if not (reuse is None or isinstance(reuse, bool | timedelta)) or (max_age is not None and max_age <= 0):
+            raise GptImgRequestError(
+                f"reuse={reuse!r:.80} is neither True nor False nor a timedelta above 0, such as timedelta(days=30)"
+            )
+        if not (generation is None or isinstance(generation, str | int)) or isinstance(generation, bool):
+            raise GptImgRequestError(f"generation={generation!r:.80} is not a text, such as '2026-12'")
+        if reuse and not isinstance(attempt.store, S3Store):
+            raise GptImgRequestError(
+                f"reuse={reuse!r:.80} needs a journal that all tasks share. Set [gptimg] journal in Airflow's "
+                "configuration to a place in S3, for example AIRFLOW__GPTIMG__JOURNAL=s3://my-bucket/gptimg-journal. "
+                "Nothing was sent"
+            )
+        return cls(bool(reuse), max_age, "" if generation is None else str(generation).strip())
+
+    def purchases(self, attempt: Attempt, request: ImageRequest, occurrence: int = 0) -> Purchases | None:
+        """Return what is known of a request's purchases; None: tasks do not share a journal.
+
+        :param occurrence: Its index among identical requests of a batch, each of which has images of its own.
+        """
+        store = attempt.store
+        if not isinstance(store, S3Store):
+            return None
+        key = json.dumps([request.fingerprint(""), self.generation, occurrence])
+        return Purchases(store.beside(f"{REQUESTS}/{hashlib.sha256(key.encode()).hexdigest()[:40]}"), self.max_age)
+
+
+class Lease:
+    """The right to pay for a request."""
+
+    def __init__(self, store: S3Store, name: str, until: float) -> None:
+        self._store = store
+        self._name = name
+        self._until = until
+
+    def check(self) -> None:
+        """Check, right before a submit, that no other task may pay.
+
+        :raises LeaseOverError: One may.
+        """
+        if time.time() >= self._until:
+            raise LeaseOverError
+
+    def release(self) -> None:
+        """Let others go on at once. Where that fails, they go on when the lease is over."""
+        try:
+            self._store.put(f"{self._name}.over", {})
+        except Exception:
+            return
+
+
+class Purchases:
+    """What tasks have bought for one request.
+
+    :param store: The request's folder in the index.
+    :param max_age: Seconds since the submission; None: any age.
+    """
+
+    def __init__(self, store: S3Store, max_age: float | None) -> None:
+        self._store = store
+        self._max_age = max_age
+        self._waits_since: dict[str, float] = {}
+
+    def publish(self, task_id: str, at: float, created_at: str | None, log: Any) -> None:
+        """Let others know of an image task that was accepted. It never fails: others would pay themselves."""
+        try:
+            self._store.put(f"paid.{at * 1000:015.0f}.{task_id}", {"at": at, "created_at": created_at})
+        except Exception as error:
+            log.warning("Image task %s cannot be reused by other tasks: %s", task_id, error)
+
+    def find(self, look: Callable[[Bought], There | None]) -> Found[There] | Lease | None:
+        """Return what may be reused, or else a lease to pay; None: another task is about to pay.
+
+        :param look: Returns what there is of an image task's images; None: they are not there.
+        :raises GptImgError: The journal cannot be read or written, or `look` fails.
+        """
+        names = self._store.list()
+        if (found := self._find_in(names, look)) is not None:
+            return found
+        leases = {int(name.split(".")[1]) for name in names if name.startswith("lease.")}
+        last = max(leases, default=0)
+        is_open = bool(last) and f"lease.{last}.over" not in names
+        if is_open and not self._is_over(f"lease.{last}"):
+            return None
+        until = time.time() + LEASE
+        name = f"lease.{last + 1}"
+        if not self._store.put(name, {"until": until}):
+            return None
+        lease = Lease(self._store, name, until)
+        if is_open and (found := self._find_in(self._store.list(), look)) is not None:
+            lease.release()  # whoever had the last one has bought something just now
+            return found
+        return lease
+
+    def obtain(
+        self, look: Callable[[Bought], There | None], pause: Callable[[float], None], log: Any
+    ) -> Found[There] | Lease | None:
+        """Do as :meth:`find`, and wait while another task is about to pay; None: that took too long, so pay.
+
+        :param pause: Lets so many seconds pass.
+        """
+        waited = 0.0
+        while (found := self.find(look)) is None and waited < _LONGEST_WAIT:
+            if not waited:
+                log.info("Another task submits the same request right now: waiting up to %.0f s for it", LEASE)
+            pause(_PAUSE)
+            waited += _PAUSE
+        return found
+
+    def _find_in(self, names: set[str], look: Callable[[Bought], There | None]) -> Found[There] | None:
+        paid = sorted((name for name in names if name.startswith("paid.")), reverse=True)
+        for name in paid[:_TRIED]:
+            _, moment, task_id = name.split(".", 2)
+            at = int(moment) / 1000
+            if self._max_age is not None and time.time() - at > self._max_age:
+                return None
+            entry = self._store.get_signed(name)
+            entry = entry if isinstance(entry, Mapping) else {}
+            writer, created_at = entry.get("writer"), entry.get("created_at")
+            bought = Bought(
+                task_id,
+                at,
+                created_at if isinstance(created_at, str) else None,
+                writer if isinstance(writer, Mapping) else {},
+            )
+            if (there := look(bought)) is not None:
+                return Found(bought, there)
+        return None
+
+    def _is_over(self, lease: str) -> bool:
+        """Return whether a lease is over by its own word, or has been seen for as long as a lease lasts."""
+        now = time.time()
+        if now - self._waits_since.setdefault(lease, now) >= LEASE:
+            return True
+        entry = self._store.get(lease)
+        until = entry.get("until") if isinstance(entry, Mapping) else None
+        return not isinstance(until, int | float) or now >= until
