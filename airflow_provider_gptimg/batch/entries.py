@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_gptimg.api.requests import ImageRequest
 from airflow_provider_gptimg.batch.facts import Fact
-from airflow_provider_gptimg.journal.entries import Decision, Plan, Submitted, decide
+from airflow_provider_gptimg.journal.entries import REUSED, Decision, Plan, Submitted, decide
 
 if TYPE_CHECKING:
     from airflow_provider_gptimg.batch.requests import BatchRequest
@@ -140,7 +140,13 @@ class Book:
 
     def take(self, attempt: int, fact: Fact) -> None:
         """Take in what an attempt wrote down."""
-        if "sent" in fact:
+        if REUSED in fact:
+            sent = Submitted.read(f"{attempt}.{REUSED}.{fact['task_id']}", fact, fact)
+            entry = self.entry(sent.fingerprint, fact.get("occurrence", 0), fact.get("prompt", ""))
+            entry.submissions.append(replace(sent, credits=0, at=fact["submitted_at"]))
+            entry.error = None
+            self._by_task[fact["task_id"]] = entry
+        elif "sent" in fact:
             sent = Submitted.read(f"{attempt}.{fact['sent']}", fact)
             entry = self.entry(sent.fingerprint, fact.get("occurrence", 0), fact.get("prompt", ""))
             entry.submissions.append(sent)

@@ -13,13 +13,14 @@ from airflow_provider_gptimg.batch.entries import Book, Entry, Standing
 from airflow_provider_gptimg.batch.facts import Fact, FactLog, Get, delivery_key, unreadable
 from airflow_provider_gptimg.batch.first_release import read_pages
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgTaskFailedError
-from airflow_provider_gptimg.journal.entries import Submitted
+from airflow_provider_gptimg.journal.entries import REUSED, Submitted
 
 if TYPE_CHECKING:
     from airflow_provider_gptimg.airflow_compat import Context
     from airflow_provider_gptimg.api.tasks import ImageTask
     from airflow_provider_gptimg.batch.requests import BatchRequest
     from airflow_provider_gptimg.journal.attempt import Attempt
+    from airflow_provider_gptimg.journal.reuse import Bought
     from airflow_provider_gptimg.journal.stores import Store
     from airflow_provider_gptimg.mirroring.mirror import MirroredObject
 
@@ -170,6 +171,22 @@ class Ledger:
                 self.write()
             raise
         return numbers
+
+    def reuse(self, entry: Entry, bought: Bought) -> None:
+        """Note that a request needs no POST, since another task has paid for the same one."""
+        saved = Submitted(
+            REUSED, entry.fingerprint, entry.request.credits, time.time(), self.max_tries, conn_id=self._conn_id
+        )
+        self._note(
+            {
+                REUSED: bought.as_dict(),
+                "task_id": bought.task_id,
+                "submitted_at": bought.at,
+                "occurrence": entry.occurrence,
+                "prompt": entry.prompt,
+                **saved.intent(),
+            }
+        )
 
     def accept(self, number: int, task_id: str) -> None:
         """Note that a POST was accepted."""

@@ -72,6 +72,8 @@ class Report:
             "manifest": manifest,
             "errors": [],
         }
+        if reused := sum(sent.is_reused for sent in self._paid):
+            summary["reused"] = reused
         if self.stopped and self.not_submitted:
             summary["errors"].append(f"{len(self.not_submitted)} were not submitted: {self.stopped}"[:300])
         summary["errors"] += [f"{name}: {error}"[:300] for name, error in self._errors()][:_SHOWN]

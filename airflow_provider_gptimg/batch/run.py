@@ -18,6 +18,7 @@ from airflow_provider_gptimg.batch.in_flight import InFlight, Limits
 from airflow_provider_gptimg.batch.ledger import Ledger
 from airflow_provider_gptimg.batch.pace import Pace
 from airflow_provider_gptimg.batch.report import Report
+from airflow_provider_gptimg.batch.reuse import Purchaser
 from airflow_provider_gptimg.batch.sending import CHUNK, Sender
 from airflow_provider_gptimg.exceptions import (
     GptImgAuthError,
@@ -31,6 +32,7 @@ from airflow_provider_gptimg.exceptions import (
     GptImgTaskFailedError,
     GptImgTimeoutError,
 )
+from airflow_provider_gptimg.journal.reuse import PAUSE
 from airflow_provider_gptimg.mirroring.images import FORMATS
 from airflow_provider_gptimg.mirroring.listing import find_missing
 from airflow_provider_gptimg.telemetry import count
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from airflow_provider_gptimg.batch.requests import BatchRequest
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook
     from airflow_provider_gptimg.journal.attempt import Attempt
+    from airflow_provider_gptimg.journal.reuse import Reuse
     from airflow_provider_gptimg.mirroring.destination import KeyPattern
     from airflow_provider_gptimg.mirroring.mirror import Mirror
     from airflow_provider_gptimg.mirroring.store import S3Store
@@ -55,6 +58,7 @@ class Batch:
     :param attempt: Says whether anything may be sent still.
     :param mirror: Where images go.
     :param pattern: Its keys: what was mirrored under others is mirrored again.
+    :param reuse: Whether what other tasks have paid for will do.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class Batch:
         mirror: Mirror,
         pattern: KeyPattern,
         log: Any,
+        reuse: Reuse,
     ) -> None:
         self.entries = ledger.enter(requests)
         self.pace = pace
@@ -78,6 +83,7 @@ class Batch:
         self._pattern = pattern
         self._log = log
         self._sender = Sender(hook, attempt, ledger, limits.aws_conn_id, log)
+        self._purchaser = Purchaser(hook, attempt, ledger, mirror, reuse, log)
         self._pending: deque[Entry] = deque()
         self._in_flight = InFlight(hook, limits, pace.started_at)
         self._completed: list[tuple[Entry, ImageTask]] = []
@@ -312,11 +318,28 @@ class Batch:
             self._submit_chunk([self._pending.popleft() for _ in range(size)])
 
     def _submit_chunk(self, chunk: list[Entry]) -> None:
-        outcomes = self._sender.send(chunk)
+        try:
+            chunk = self._reuse(chunk)
+            outcomes = self._sender.send(chunk) if chunk else {}
+            self._purchaser.publish(outcomes)
+        finally:
+            self._purchaser.release()
         for entry, outcome in outcomes.items():
             if isinstance(outcome, ImageTask):
                 self._in_flight.add(entry)
         self._settle(outcomes)
+
+    def _reuse(self, chunk: list[Entry]) -> list[Entry]:
+        """Return the requests of a chunk that are left to be paid for here and now."""
+        left, busy = self._purchaser.reuse(chunk)
+        for entry in chunk:
+            if entry not in left and entry not in busy and entry.objects is None:
+                self._in_flight.add(entry, time.time())
+        self._pending.extend(busy)
+        if len(busy) == len(chunk):
+            self._log.info("Other tasks submit the same %d requests right now: waiting for them", len(busy))
+            self._attempt.pause(PAUSE)
+        return left
 
     def _settle(self, outcomes: Mapping[Entry, ImageTask | GptImgError]) -> None:
         """Decide for each submit that was not accepted what becomes of it, and how to go on."""

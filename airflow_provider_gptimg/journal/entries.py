@@ -13,7 +13,11 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
-__all__ = ["Decision", "Plan", "Submitted", "decide", "read_first_release", "unknown_of"]
+__all__ = ["REUSED", "Decision", "Plan", "Submitted", "decide", "read_first_release", "unknown_of"]
+
+
+REUSED = "reused"
+"""Entries and facts that note a reuse are named so."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,11 @@ class Submitted:
     def attempt(self) -> int:
         """Number of the attempt that sent it; 0 where release 0.1 wrote it down."""
         return int(self.name.partition(".")[0])
+
+    @property
+    def is_reused(self) -> bool:
+        """True if another task has paid for it."""
+        return self.name.partition(".")[2].startswith(REUSED)
 
     @property
     def is_unknown(self) -> bool:

@@ -21,14 +21,15 @@ from airflow_provider_gptimg.exceptions import GptImgRequestError
 from airflow_provider_gptimg.journal.attempt import Attempt
 from airflow_provider_gptimg.journal.stores import S3Store
 
-__all__ = ["LEASE", "Bought", "Found", "Lease", "LeaseOverError", "Purchases", "Reuse"]
+__all__ = ["LEASE", "PAUSE", "Bought", "Found", "Lease", "LeaseOverError", "Purchases", "Reuse"]
 
 REQUESTS = "requests"
 """Folder of the index."""
 LEASE = 60.0
 """Seconds that a task has for its submit before another one that asks for the same may pay."""
 _LONGEST_WAIT = 3 * LEASE
-_PAUSE = 1.0
+PAUSE = 1.0
+"""Seconds between two looks at who is buying."""
 _TRIED = 5
 """Image tasks of a request, the latest first, that are looked at."""
 
@@ -198,8 +199,8 @@ class Purchases:
         while (found := self.find(look)) is None and waited < _LONGEST_WAIT:
             if not waited:
                 log.info("Another task submits the same request right now: waiting up to %.0f s for it", LEASE)
-            pause(_PAUSE)
-            waited += _PAUSE
+            pause(PAUSE)
+            waited += PAUSE
         return found
 
     def _find_in(self, names: set[str], look: Callable[[Bought], There | None]) -> Found[There] | None:

@@ -9,15 +9,13 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
-from airflow_provider_gptimg.journal.entries import Submitted
+from airflow_provider_gptimg.journal.entries import REUSED, Submitted
 from airflow_provider_gptimg.journal.stores import S3Store, open_s3_journal, run_owner
 
-__all__ = ["BY", "REFUNDS", "REUSED", "Amounts", "Spent", "note_refunds", "read_spending", "sum_by"]
+__all__ = ["BY", "REFUNDS", "Amounts", "Spent", "note_refunds", "read_spending", "sum_by"]
 
 REFUNDS = "refunds"
 """Folder with one entry for each image task whose generation was seen to have failed."""
-REUSED = "reused"
-"""Names of entries that note a reuse start so."""
 
 _AFTER_TASKS = "reg"
 """Name after those of task instances, which are hexadecimal, and of refunds: what follows is not listed."""

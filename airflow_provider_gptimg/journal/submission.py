@@ -18,9 +18,8 @@ from airflow_provider_gptimg.exceptions import (
     GptImgTimeoutError,
 )
 from airflow_provider_gptimg.journal.attempt import Attempt, NotSentError
-from airflow_provider_gptimg.journal.entries import Decision, Plan, Submitted, decide
+from airflow_provider_gptimg.journal.entries import REUSED, Decision, Plan, Submitted, decide
 from airflow_provider_gptimg.journal.reuse import Bought, Found, Lease, LeaseOverError, Purchases, Reuse
-from airflow_provider_gptimg.journal.spending import REUSED
 from airflow_provider_gptimg.polling import DEFAULT_TIMEOUT, ends_wait, may_have_ended
 from airflow_provider_gptimg.telemetry import count, span
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from io import BytesIO
 from typing import Any
 from urllib.parse import quote
@@ -67,14 +67,16 @@ class Manifest:
         objects: Iterable[MirroredObject],
         tasks: Mapping[str, ImageTask],
         prompts: Mapping[str, str] | None = None,
+        reused: Collection[str] = (),
     ) -> None:
         """Make it visible, all at once.
 
         :param tasks: By id, the image tasks that `objects` are of.
         :param prompts: By the same ids, what they were asked for; None: that is not known, as the API does not tell.
+        :param reused: Ids of those that cost nothing here, since another task has paid for them.
         :raises GptImgError: S3 refused or failed, or somebody else wrote it meanwhile.
         """
-        body = manifest_lines(objects, tasks, prompts, self._origin)
+        body = manifest_lines(objects, tasks, prompts, self._origin, reused)
         digest = hashlib.sha256(body)
         metadata = {WRITER: self._writer, SHA256: digest.hexdigest()}
         content = Content(BytesIO(body), len(body), digest.digest(), "application/x-ndjson", metadata)
@@ -96,13 +98,17 @@ def manifest_lines(
     tasks: Mapping[str, ImageTask],
     prompts: Mapping[str, str] | None = None,
     origin: Mapping[str, Any] | None = None,
+    reused: Collection[str] = (),
 ) -> bytes:
     """Return a line of JSON for each image.
 
     :param origin: Fields that name what wrote it; None: outside of a task instance.
+    :param reused: As :meth:`Manifest.write`.
     """
     known, origin = prompts or {}, origin or _origin({})
-    rows = (_row(mirrored, tasks[mirrored.task_id], known.get(mirrored.task_id)) for mirrored in objects)
+    rows = [_row(mirrored, tasks[mirrored.task_id], known.get(mirrored.task_id)) for mirrored in objects]
+    for row in rows:
+        row["credits"] = 0 if row["task_id"] in reused else CREDITS_PER_IMAGE
     return b"".join(json.dumps({**row, **origin}).encode() + b"\n" for row in rows)
 
 

@@ -127,6 +127,20 @@ class Mirror:
                     result.append(outcome)
         return results
 
+    def find(self, task_id: str, images: int) -> list[MirroredObject] | None:
+        """Return the objects that earlier runs made of an image task, if all its images are in their place; else None.
+
+        :param images: How many it has.
+        :raises GptImgError: S3 does not tell.
+        """
+        sources = [Source(task_id, index, Image("")) for index in range(images)]
+        found = self._look(sources)
+        for outcome in found.values():
+            if isinstance(outcome, GptImgError):
+                raise outcome
+        objects = [found.get(source) for source in sources]
+        return [each for each in objects if isinstance(each, MirroredObject)] if all(objects) else None
+
     def _check_keys(self, sources: Iterable[Source]) -> None:
         taken: dict[str, Source] = {}
         for source in sources:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_gptimg.links.gptimg import S3ObjectsLink, known_links, objects_url
@@ -47,11 +48,15 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
     :param on_unknown_submission: What to do if a submit was sent and its outcome is unknown: `fail`, for a person
         to decide, or `resubmit` at the next attempt, which may pay twice. None: the connection's, else `fail`. A
         request may say its own.
+    :param reuse: True, or a `timedelta` of the greatest age: do not pay for requests that a task has bought images for
+        before, if these are still there. It needs `[gptimg] journal` in S3.
+    :param generation: Any text; only images of the same generation are reused (templated).
     """
 
     template_fields: Sequence[str] = (
         "requests",
         "max_credits",
+        "generation",
         *(name for name in GptImgToS3Operator.template_fields if name != "gptimg_task_id"),
     )
     ui_color = "#fce7f3"
@@ -64,6 +69,8 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         max_credits: int | str | None = None,
         on_partial_failure: str = "fail",
         on_unknown_submission: str | None = None,
+        reuse: bool | timedelta = False,
+        generation: str | None = None,
         retry_policy: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -73,6 +80,8 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         self.max_credits = max_credits
         self.on_partial_failure = on_partial_failure
         self.on_unknown_submission = on_unknown_submission
+        self.reuse = reuse
+        self.generation = generation
         self._attempt: Attempt | None = None
         self._batch: Batch | None = None
 
@@ -113,11 +122,13 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         from airflow_provider_gptimg.batch.run import Batch
         from airflow_provider_gptimg.hooks.gptimg import GptImgHook
         from airflow_provider_gptimg.journal.attempt import Attempt
+        from airflow_provider_gptimg.journal.reuse import Reuse
         from airflow_provider_gptimg.mirroring.assembly import Mirroring
 
         with airflow_verdict():
             self._attempt = attempt = Attempt.of(context, self.log)
             self._check_arguments()
+            reuse = Reuse.check(self.reuse, self.generation, attempt)
             mirroring = Mirroring.assemble(self, context, self.log)
             destination, store, manifest = mirroring.destination, mirroring.store, mirroring.manifest
             hook = GptImgHook(self.gptimg_conn_id)
@@ -134,7 +145,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
             ledger = Ledger.of(attempt, hook.gptimg_conn_id, context)
             with mirroring.mirror(hook) as mirror:
                 self._batch = batch = Batch(
-                    hook, attempt, ledger, requests, limits, pace, mirror, destination.pattern, self.log
+                    hook, attempt, ledger, requests, limits, pace, mirror, destination.pattern, self.log, reuse
                 )
                 if is_first_leg:
                     batch.introduce()
@@ -231,7 +242,9 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         if manifest:
             try:
                 manifest.claim()  # once more: what the first leg saw, this one does not know
-                manifest.write(objects, tasks, {entry.task_id: entry.request.prompt for entry in report.mirrored})
+                prompts = {entry.task_id: entry.request.prompt for entry in report.mirrored}
+                reused = {entry.task_id for entry in report.mirrored if entry.current and entry.current.is_reused}
+                manifest.write(objects, tasks, prompts, reused)
             except GptImgError as refusal:
                 if error is None:
                     raise

@@ -203,7 +203,7 @@ def test_without_a_shared_journal_it_says_what_to_set(emulator, monkeypatch, jou
 
 
 def test_of_two_that_ask_at_once_one_pays_and_the_other_waits(emulator, monkeypatch):
-    monkeypatch.setattr(reuse_module, "_PAUSE", 0.05)
+    monkeypatch.setattr(reuse_module, "PAUSE", 0.05)
     emulator.latency = 0.3
     results: dict[str, Any] = {}
 
@@ -233,7 +233,7 @@ def test_whoever_died_with_a_lease_is_waited_for_until_it_is_over(emulator, monk
         died.kill(generate())
     assert charged(emulator) == 4
     pauses = []
-    monkeypatch.setattr(reuse_module, "_PAUSE", 0.0)
+    monkeypatch.setattr(reuse_module, "PAUSE", 0.0)
     find = Purchases.find
 
     def patient(self: Purchases, look: Any) -> Any:
