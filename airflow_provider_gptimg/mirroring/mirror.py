@@ -17,7 +17,7 @@ from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, Any
 
 from airflow_provider_gptimg.api.protocol import backoff
-from airflow_provider_gptimg.api.tasks import ImageTask
+from airflow_provider_gptimg.api.tasks import Image, ImageTask
 from airflow_provider_gptimg.api.texts import clean_url
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgMediaError, GptImgRequestError
 from airflow_provider_gptimg.mirroring.claims import Claims
