@@ -18,6 +18,7 @@ from real_stores import KEY, SECRET, STORES, running
 from s3_proxy import BEHAVIOURS, proxied_s3
 
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgRequestError
+from airflow_provider_gptimg.mirroring.download import Downloader
 from airflow_provider_gptimg.mirroring.marks import DAG_ID, dag_mark, metadata_size
 
 FOREIGN = b"somebody else's"
@@ -39,13 +40,16 @@ def real_stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[
         yield cache(lambda name: stack.enter_context(running(name, tmp_path_factory.mktemp(name))))
 
 
-@pytest.fixture(params=[*BEHAVIOURS, *STORES])
+@pytest.fixture(params=["moto", *BEHAVIOURS, *STORES])
 def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A boto3 client of a store of some kind, behind the connection `aws_default`."""
     if request.param in STORES:
         yield connect(request.getfixturevalue("real_stores")(request.param), monkeypatch)
         return
     s3 = request.getfixturevalue("s3")
+    if request.param == "moto":
+        yield s3
+        return
     checksums = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
     with proxied_s3(**(checksums if request.param == "no-checksums" else {})) as proxy:
         proxy.behave(request.param)
@@ -84,6 +88,25 @@ class TestOnAnyStore:
         assert store.head_object(Bucket="images", Key=f"gptimg/{task_id}/1.png")["ContentLength"] > 0
         mirror(task_id, replace=True)
         assert store.get_object(Bucket="images", Key=key)["Body"].read() != FOREIGN
+
+    def test_of_two_writers_of_one_key_the_second_one_notices_where_the_store_can(
+        self, emulator, store, mirror, monkeypatch, request
+    ):
+        task_id = emulator.add_task()
+        key = f"gptimg/{task_id}/0.png"
+        download = Downloader.download
+
+        def overtaken(*arguments: Any) -> Any:
+            store.put_object(Bucket="images", Key=key, Body=FOREIGN)
+            return download(*arguments)
+
+        monkeypatch.setattr(Downloader, "download", overtaken)
+        if request.node.callspec.params["store"] in ("no-conditions", "s3rver"):
+            mirror(task_id)
+        else:
+            with pytest.raises(AirflowFailException, match="exists and is not this image"):
+                mirror(task_id)
+            assert store.get_object(Bucket="images", Key=key)["Body"].read() == FOREIGN
 
     def test_a_second_attempt_writes_its_manifest_and_nobody_else_does(self, emulator, store, mirror):
         task_id = emulator.add_task()
