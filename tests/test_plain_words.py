@@ -17,7 +17,7 @@ PLAINER = {
     r"\banew\b": "again",
     r"\bshall\b": "must, will, or the imperative",
     r"\b(?<!there )(is|are) no (?!longer\b|more\b)": "is not a …, has no …",
-    r"\bof which\b": "a sentence of its own",
+    r"(?<!each )(?<!some )(?<!both )\bof which\b": "a sentence of its own",
     r"\bso (it does|they do)\b(?! not)": "repeat the verb",
     r"\bnot to be had\b": "is gone, is missing",
 }

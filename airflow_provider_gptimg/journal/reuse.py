@@ -68,7 +68,7 @@ class Bought:
 
 @dataclass(frozen=True)
 class Found(Generic[There]):
-    """What may be reused.
+    """A purchase whose images are still there.
 
     :param there: What the look at its images has brought.
     """
@@ -146,7 +146,7 @@ class Lease:
 
 
 class Purchases:
-    """What tasks have bought for one request.
+    """The purchases that tasks made for one request.
 
     :param store: The request's folder in the index.
     :param max_age: Seconds since the submission; None: any age.
