@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The gallery: the pictures of a DAG run among Airflow's own pages, for those whom Airflow lets see them.
 
-`tiles` says what there is to see, from what a run left in Airflow's database; `pictures` brings the bytes; `app`
-serves both behind Airflow's own permission checks, and a static page that shows them; `plugin` puts it into Airflow.
+`runs` loads what a run recorded, `tiles` makes tiles of it, `pictures` opens the images, and `spent` sums up credits.
+`app` serves them behind Airflow's own permission checks, with a static page that shows them. `plugin` adds it to
+Airflow's UI.
 """

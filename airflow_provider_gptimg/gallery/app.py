@@ -36,7 +36,7 @@ _HEADERS = {
     "x-content-type-options": "nosniff",
 }
 
-# As Airflow's own routes for XComs and task instances ask.
+# Airflow's own routes for XComs and task instances require the same.
 _MAY_READ = [
     Depends(requires_access_dag("GET", DagAccessEntity.XCOM)),
     Depends(requires_access_dag("GET", DagAccessEntity.TASK_INSTANCE)),
@@ -57,7 +57,7 @@ def make_app() -> FastAPI:
 
 
 class _Routes:
-    """The routes that give data, with the places in which they work.
+    """The routes with data, and a limited number of places for each.
 
     A page asks for some six pictures at a time; a reader of tiles parses megabytes of JSON at worst.
     """
@@ -77,7 +77,7 @@ class _Routes:
     ) -> Response:
         """Return the tiles of a run.
 
-        :param task_id: Only those that this task has to do with.
+        :param task_id: Only those of images that this task handled.
         :param map_index: Of that task; -1: all its instances, or the only one.
         """
         async with bounded(self._reading, dag_id) as place:
@@ -95,14 +95,14 @@ class _Routes:
         download: Annotated[bool, Query()] = False,
         if_none_match: Annotated[str | None, Header()] = None,
     ) -> Response:
-        """Return the image that the XCom of a task instance names."""
+        """Return an image that a task instance recorded."""
         pick = Pick(dag_id, run_id, task_id, map_index, image_task, index)
         return PictureResponse(self._pictures, pick, is_download=download, known=if_none_match)
 
     async def zip(self, dag_id: str, run_id: Annotated[str, Query()], pick: Annotated[list[str], Query()]) -> Response:
         """Return some images in one file.
 
-        :param pick: Of each `task_id/map_index/image_task/index`.
+        :param pick: For each image `task_id/map_index/image_task/index`.
         """
         return ZipResponse(self._zips, [Pick.read(dag_id, run_id, text) for text in pick])
 
@@ -136,7 +136,7 @@ def _read_tiles(dag_id: str, run_id: str, task_id: str | None, map_index: int) -
 
 
 class _Headers:
-    """Adds the headers that keep a browser strict to every answer."""
+    """Adds security headers to every answer."""
 
     def __init__(self, app: Any) -> None:
         self._app = app

@@ -21,17 +21,17 @@ from airflow_provider_gptimg.mirroring.images import HEAD_BYTES, read_format
 __all__ = ["LARGEST", "LONGEST", "HostError", "Opened", "Source", "fetch"]
 
 LONGEST = 45.0
-"""Seconds that one picture may take in all, its viewer's share included."""
+"""Seconds for one picture in all, including the time that its viewer takes."""
 LARGEST = 64 * 1024 * 1024
 """Bytes of the largest picture that is shown."""
 _HOST_MAY_TAKE = 15.0
-"""Seconds that a host may let us wait in all."""
+"""Seconds to wait for a host, over all reads of one picture."""
 
 
 class HostError(Exception):
-    """A host that gives no picture.
+    """The host sent no picture.
 
-    :param status: Its HTTP status; None: it did not answer, not in time, or with something else than an image.
+    :param status: Its HTTP status; None: it did not answer in time, or not with an image.
     """
 
     def __init__(self, text: str, status: int | None = None, headers: Mapping[str, str] | None = None) -> None:
@@ -71,9 +71,9 @@ class Opened:
 
 @asynccontextmanager
 async def fetch(source: Source, check: Callable[[Mapping[str, str]], None] | None = None) -> AsyncIterator[Opened]:
-    """Ask for a picture; its connection is closed at the end.
+    """Request a picture, and close the connection at the end.
 
-    :param check: Called with the answer's headers before anything is said of what it holds.
+    :param check: Called with the answer's headers before its body is read.
     :raises HostError: There is none.
     """
     patience = _Patience(_HOST_MAY_TAKE)
@@ -104,12 +104,12 @@ async def fetch(source: Source, check: Callable[[Mapping[str, str]], None] | Non
                 break
         found = read_format(head)
         if found is None:
-            raise HostError("What is there is not an image")
+            raise HostError("The file is not an image")
         yield Opened(found.content_type, found.extension, size, answer.headers, _together(head, chunks))
 
 
 def _request(url: str) -> httpx.Request:
-    # As it is stored: what would have to be unpacked may be larger than it looks.
+    # Without compression: a small answer could unpack to a huge one.
     headers = {"accept": "image/*", "accept-encoding": "identity", "user-agent": USER_AGENT}
     return httpx.Request("GET", url, headers=headers, extensions={"timeout": httpx.Timeout(_HOST_MAY_TAKE).as_dict()})
 
@@ -137,7 +137,7 @@ async def _together(head: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[by
 
 
 class _Patience:
-    """Counts the seconds that a host lets us wait, over all that is asked of it."""
+    """A budget of seconds for waiting for a host."""
 
     def __init__(self, seconds: float) -> None:
         self._left = seconds

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read submissions from the journal that a task instance keeps in its state; pure."""
+"""Read submissions from the journal of a task instance; pure."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _MOST_ATTEMPTS = 1000
 
 
 def read_submissions(values: Mapping[str, Any], try_number: int, role: Role) -> list[Submission]:
-    """Return the submissions of a task instance; nothing of what cannot be read.
+    """Return the submissions of a task instance; skip what cannot be read.
 
     :param values: By key in the state store.
-    :param try_number: Of the latest attempt, to which errors of earlier ones mean nothing.
+    :param try_number: Number of the latest attempt; errors of earlier ones are left out.
     """
     try:
         return list((_of_batch if role is Role.BATCH else _of_submit)(values, try_number))
@@ -51,7 +51,7 @@ def _of_submit(values: Mapping[str, Any], try_number: int) -> Iterator[Submissio
     # One request was sent, however often: the last submission that may have come to something has its images.
     counted = [each for each in sent if each.refused is None]
     for each in counted:
-        # Its name does not tell its attempt, so that the tile of a request stays the same tile.
+        # The name leaves out the attempt, so that the tile stays the same over retries.
         yield _submission("", each, is_refunded=each.refunded, replaced=each is not counted[-1])
 
 
@@ -67,7 +67,7 @@ def _of_batch(values: Mapping[str, Any], try_number: int) -> Iterator[Submission
         lambda name: values.get(_PREFIX + name), attempts=min(try_number, _MOST_ATTEMPTS), first_release=values.get
     )
     for entry in entries:
-        with suppress(AttributeError, KeyError, TypeError, ValueError):  # one that is odd hides no other
+        with suppress(AttributeError, KeyError, TypeError, ValueError):  # an unreadable entry must not hide the others
             yield from list(_of_request(entry, try_number))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open a picture that a task instance names, and nothing else.
+"""Open a picture that a task instance recorded, and nothing else.
 
 People may edit XComs, so what one says is not enough: an object in S3 has to carry the marks by which the mirror says
 that it is this image and belongs to this Dag, a hosted URL has to be on one of the connection's media hosts, and the
@@ -26,7 +26,7 @@ from airflow_provider_gptimg.mirroring.marks import DAG_ID, INDEX, TASK_ID, dag_
 __all__ = ["NOT_HERE", "TOO_OLD", "PictureUnavailableError", "open_picture"]
 
 NOT_HERE = "There is no such image of this Dag, or Airflow may not read it"
-"""One text for what is absent, another Dag's or forbidden: a difference would tell which buckets and keys exist."""
+"""One text whether the image is absent, of another Dag, or forbidden: a difference would reveal which keys exist."""
 TOO_OLD = (
     "Not shown: mirrored by a release before 1.0, which did not mark the object with its Dag. Clear the transfer with "
     "replace=True to mirror the image again"
@@ -41,7 +41,7 @@ _ELSEWHERE = "x-amz-bucket-region"
 
 
 class PictureUnavailableError(Exception):
-    """A picture that cannot be shown. Its text names no host, bucket, key or signature.
+    """The picture cannot be shown. The text names no host, bucket, key or signature.
 
     :param status: Of the answer to the viewer.
     """
@@ -67,7 +67,7 @@ async def open_picture(place: Place, dag_id: str, record: Record, picture: Pictu
         except PictureUnavailableError:
             raise
         except Exception as error:
-            # Of Airflow's connections and of AWS's credentials; their texts may hold what nobody should see.
+            # Errors of Airflow's connections and of AWS's credentials may hold secrets.
             raise PictureUnavailableError(f"The image could not be fetched: {type(error).__name__}", 502) from error
         yield opened
 
@@ -91,7 +91,7 @@ async def _open_object(stack: AsyncExitStack, place: Place, dag_id: str, record:
             region = error.headers.get(_ELSEWHERE)
             if region and error.status in (301, 307, 400) and not is_last:
                 continue
-            # An access point has a host of its own, so that even a connection tells whether it exists.
+            # An access point has its own host name, so even a failed connection would reveal whether it exists.
             if (error.status or 500) < 500 or not is_bucket:
                 raise PictureUnavailableError(NOT_HERE, 404) from None
             raise
@@ -111,7 +111,7 @@ def _check_marks(marks: Mapping[str, str], dag_id: str, record: Record, picture:
 def _is_vouched_for(record: Record, picture: Picture) -> bool:
     """Return whether Airflow itself has recorded that this task mirrored the image to this place.
 
-    Its rendered fields and its state count, for nobody writes these by hand in passing; an XCom does not.
+    Its rendered fields and its own task state count; XComs and stores that others write do not.
     """
     from airflow_provider_gptimg.mirroring.destination import KeyPattern
 
@@ -172,7 +172,7 @@ def _object_source(conn_id: str, bucket: str, key: str, region: str | None) -> S
 
 @lru_cache(maxsize=16)
 def _s3(conn_id: str, region: str | None, _period: int) -> tuple[Any, bool | str]:
-    """Return an S3 client that signs URLs, and what checks the store's certificate."""
+    """Return an S3 client that signs URLs, and the `verify` setting of its connection."""
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
     from botocore.config import Config
 

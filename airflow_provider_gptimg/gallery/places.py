@@ -45,9 +45,9 @@ class Places:
 
     @asynccontextmanager
     async def take(self, dag_id: str) -> AsyncIterator[Place]:
-        """Hold a place, waiting a little for it if need be.
+        """Hold a place; wait for one if all are taken.
 
-        :raises BusyError: There is none, and none is to be expected soon.
+        :raises BusyError: All places stay taken for longer than the caller may wait.
         """
         if self._is_free(dag_id):
             self._taken[dag_id] += 1
@@ -90,7 +90,7 @@ class Places:
 
 
 class Place:
-    """One place, given back when its holder has left and its threads have ended, for a thread cannot be interrupted."""
+    """A place. It is free again once its holder has left and its threads have ended: threads cannot be interrupted."""
 
     def __init__(self, threads: ThreadPoolExecutor, release: Callable[[], None]) -> None:
         self._threads = threads

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Puts the gallery among Airflow's pages: into the navigation, and as a tab of runs and of task instances.
 
-Every process of Airflow loads its plugins, so this imports next to nothing; the API server alone makes the app.
+Every process of Airflow loads its plugins, so this imports next to nothing; only the API server makes the app.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log: logging.Logger = logging.getLogger(__name__)
 
 
 class GptImgGalleryPlugin(AirflowPlugin):
-    """The gallery; on Airflow before 3.1 nothing but a line in the log."""
+    """The gallery. Before Airflow 3.1 it only logs a line."""
 
     name = "gptimg_gallery"
 

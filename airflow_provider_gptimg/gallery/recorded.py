@@ -44,12 +44,12 @@ class Picture:
 class Submission:
     """One request, as a journal or a batch's ledger has recorded it.
 
-    :param name: Tells it from others of the same task instance.
+    :param name: Distinguishes it from others of the same task instance.
     :param image_task: None: it has not been accepted.
     :param state: `accepted`, `refunded`, `unknown` or `not submitted`.
     :param credits: What it costs once accepted.
     :param error: Why it has no images.
-    :param replaced: A later submission of the same request counts instead: what is left of it are its credits.
+    :param replaced: A later submission of the same request has its images; only its credits count.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Record:
     :param prompt: Of what it submitted; None: unknown.
     :param charged: Credits that its latest attempt was charged; 0: none, or unknown.
     :param submissions: As far as they are recorded apart from its result.
-    :param has_own_journal: No other task can write into its journal, as into one of Variables.
+    :param has_own_journal: No other task can write into its journal; into one in Variables it can.
     """
 
     task_id: str
@@ -126,7 +126,7 @@ class Record:
                         yield Picture(image_task, index, url=url, content_type=_text(image.get("content_type")))
 
     def find(self, image_task: str, index: int) -> Picture | None:
-        """Return the picture that this task instance names so; None: it names none such."""
+        """Return the picture with this image task and index; None: there is none."""
         recorded = (picture for each in self.submissions if not each.replaced for picture in each.pictures)
         for picture in chain(self.pictures, recorded):
             if (picture.image_task, picture.index) == (image_task, index):
@@ -139,7 +139,7 @@ class Record:
 
 
 def mirrored_picture(entry: Mapping[str, Any]) -> Picture | None:
-    """Return the picture that a mirrored object, as XComs have it, stands for; None if it stands for none."""
+    """Return the picture of a mirrored object, as XComs have it; None if it cannot be read."""
     uri, image_task, index, size = (entry.get(name) for name in ("uri", "task_id", "index", "size"))
     if not (isinstance(uri, str) and isinstance(image_task, str) and type(index) is int and index >= 0):
         return None

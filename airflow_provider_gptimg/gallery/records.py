@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read what a run left in Airflow's database of its image tasks: few queries, and a bounded number of bytes."""
+"""Read from Airflow's database what a run recorded about images: few queries, and a bounded number of bytes."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def read_run(
 
 
 class _Budget:
-    """Counts what is read, and says when it is enough."""
+    """A limit of characters to read."""
 
     def __init__(self, characters: int) -> None:
         self._left = characters
@@ -159,7 +159,7 @@ def _read_xcoms(session: Session, within: Any, task_ids: list[str], budget: _Bud
 def _read_states(
     session: Session, within: Any, task_ids: list[str], budget: _Budget
 ) -> dict[tuple[str, int], dict[str, Any]]:
-    """Return the journals that tasks keep in the state store, of Airflow 3.3 and newer: values by key."""
+    """Return the journals in the task state store (Airflow 3.3 and newer): values by key."""
     kept: dict[tuple[str, int], dict[str, Any]] = defaultdict(dict)
     state = TaskStateStoreModel
     if state is None:
@@ -184,7 +184,7 @@ def _read_states(
 def _read_variables(
     session: Session, dag_id: str, run_id: str, places: Iterable[tuple[str, int]], budget: _Budget
 ) -> dict[tuple[str, int], dict[str, Any]]:
-    """Return the journals that tasks keep in Airflow Variables, all of a run by one query: values by key."""
+    """Return the journals in Airflow Variables, by one query for the run: values by key."""
     kept: dict[tuple[str, int], dict[str, Any]] = defaultdict(dict)
     owners = {owner_of(dag_id, run_id, *place): place for place in places}
     variable = VariableModel
@@ -234,7 +234,7 @@ def _graph_of(session: Session, version_id: Any, dag_hash: str) -> Graph:
 
 
 def _last_connections(session: Session, dag_id: str, task_id: str) -> dict[str, Any]:
-    """Return the connection ids that a task used last, for a run whose rendered fields Airflow keeps no longer."""
+    """Return the connection ids that a task used last. Airflow drops the rendered fields of older runs."""
     fields = RenderedTaskInstanceFields
     rendered = session.scalar(
         select(fields.rendered_fields)

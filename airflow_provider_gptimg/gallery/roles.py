@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The role of each task of a Dag, read from the serialized Dag; pure.
 
-A task is known by its template fields, which subclasses inherit, whatever their names are.
+Template fields identify a task: subclasses inherit them, whatever their names are.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Graph:
 
     @classmethod
     def read(cls, serialized: Any) -> Graph:
-        """Return what a serialized Dag says; nothing of what cannot be read."""
+        """Read a serialized Dag; skip what cannot be read."""
         roles: dict[str, Role] = {}
         upstream: dict[str, set[str]] = {}
         for task in _tasks(serialized):

@@ -51,9 +51,9 @@ class Pick:
 
     @classmethod
     def read(cls, dag_id: str, run_id: str, text: str) -> Self:
-        """Return the pick that `task_id/map_index/image_task/index` stands for.
+        """Parse `task_id/map_index/image_task/index`.
 
-        :raises HTTPException: It is not of that form.
+        :raises HTTPException: The text has another form.
         """
         found = re.fullmatch(r"([^/]+)/(-1|\d{1,9})/([^/]+)/(\d{1,3})", text)
         if found is None:
@@ -61,7 +61,7 @@ class Pick:
         return cls(dag_id, run_id, found[1], int(found[2]), found[3], int(found[4]))
 
     def find(self) -> tuple[Record, Picture] | None:
-        """Return the picture and the task instance that names it; None: it names none such."""
+        """Return the picture and the task instance that recorded it; None: there is none."""
         with create_session(scoped=False) as session:
             run = read_run(session, self.dag_id, self.run_id, self.task_id, self.map_index)
         return self._find_in(run) or self._find_in(with_journal(run, self.dag_id, self.run_id))
@@ -81,7 +81,7 @@ class Pick:
 async def bounded(places: Places, dag_id: str) -> AsyncIterator[Place]:
     """Hold a place.
 
-    :raises HTTPException: There is none; the answer says when to ask again.
+    :raises HTTPException: All places are taken; the answer says when to ask again.
     """
     try:
         async with places.take(dag_id) as place:
@@ -91,7 +91,7 @@ async def bounded(places: Places, dag_id: str) -> AsyncIterator[Place]:
 
 
 class _Bounded(Response):
-    """A response that takes a place before it begins, and ends with its time or when its viewer leaves."""
+    """A response that takes a place before it starts, and ends when its time is up or its viewer leaves."""
 
     seconds: float
 
@@ -155,7 +155,7 @@ class PictureResponse(_Bounded):
         if named is None:
             raise PictureUnavailableError(NOT_HERE, 404)
         record, picture = named
-        # Asked for each time, so that who may see it is checked each time; sent once.
+        # Requested each time, so that permissions are checked each time; sent once.
         headers = {"cache-control": "private, no-cache", "etag": _etag(picture)}
         if self._known == headers["etag"]:
             return await _start(send, 304, headers, more=False)
@@ -229,7 +229,7 @@ _ZIP_HEADERS = {
 
 
 class _Archive:
-    """A zip file that is given away as it is written. Images do not get smaller by compression."""
+    """A zip file that is sent while it is written. It does not compress images, which would not get smaller."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
@@ -237,7 +237,7 @@ class _Archive:
         self._zip = zipfile.ZipFile(self, "w", zipfile.ZIP_STORED)
 
     def write(self, data: bytes) -> int:
-        """Take what the zip writes; without `tell` and `seek` it knows that it cannot go back."""
+        """Take bytes of the zip. Without `tell` and `seek` here, zipfile knows that it cannot go back."""
         self._pieces.append(bytes(data))
         return len(data)
 

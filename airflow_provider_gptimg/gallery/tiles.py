@@ -16,7 +16,7 @@ from airflow_provider_gptimg.gallery.roles import Graph, Role
 __all__ = ["MAX_TILES", "Credits", "Gallery"]
 
 MAX_TILES = 5000
-"""More than that no page shows at once, and no person looks through."""
+"""A page shows no more at once."""
 
 _FAILED = {"failed", "upstream_failed"}
 _SETTLED = {"success", "skipped", "removed"}
@@ -52,9 +52,9 @@ class _Entry:
     """An image task, or a submit that has none yet.
 
     :param origin: The record that named it first.
-    :param name: Tells it from others of the same origin.
+    :param name: Distinguishes it from others of the same origin.
     :param n: How many images it makes.
-    :param told_by: The task instances that had to do with it.
+    :param told_by: Task instances that handled it.
     """
 
     origin: Record
@@ -79,7 +79,7 @@ class _Entry:
 
     @property
     def state(self) -> str | None:
-        """As the journal says where it says something."""
+        """State in the journal; None: it has none."""
         return self.submission.state if self.submission else None
 
 
@@ -127,16 +127,16 @@ class Gallery:
         self._entries.sort(key=lambda entry: place[entry.origin.task_id, entry.origin.map_index])
 
     def tiles(self, task_id: str | None = None, map_index: int = -1) -> list[dict[str, Any]]:
-        """Return the tiles as JSON values, in an order that stays; of very many, the first :data:`MAX_TILES`.
+        """Return the tiles as JSON values in a stable order, at most :data:`MAX_TILES`.
 
-        :param task_id: Only those that this task has to do with.
+        :param task_id: Only those of images that this task handled.
         :param map_index: Of that task; negative: all its instances, or the only one.
         """
         tiles = (_tile(entry, index) for entry in self._of(task_id, map_index) for index in entry.indices)
         return list(islice(tiles, MAX_TILES))
 
     def credits(self, task_id: str | None = None, map_index: int = -1) -> Credits:
-        """Return what these images cost, also those beyond the tiles that are shown."""
+        """Return the cost of these images, including those without a tile."""
         charged = refunded = unknown = 0
         for entry in self._of(task_id, map_index):
             images = max(entry.n, len(entry.pictures))
@@ -161,7 +161,7 @@ class Gallery:
                 yield entry
 
     def _add_results(self, record: Record) -> None:
-        """Take in what a task instance returned or recorded."""
+        """Add what a task instance returned or recorded."""
         for submission in record.submissions:
             if not _is_replaced(record, submission):
                 self._add_submission(record, submission)
@@ -184,7 +184,7 @@ class Gallery:
             entry.failure = _Failure(record, submission.error)
 
     def _add_unfinished_submit(self, record: Record) -> None:
-        """Take in a submit that has nothing to show, or not yet."""
+        """Add a submit that has nothing to show, or not yet."""
         failure = self._failure(record) if record.state in _FAILED else None
         if record.submissions:
             unfinished = [entry for entry in self._by_origin[id(record)] if not entry.pictures]
@@ -198,7 +198,7 @@ class Gallery:
         self._tell(entry, record)
 
     def _add_unfinished_wait(self, record: Record) -> None:
-        """Take in a wait or a transfer that goes on or has failed: it is about what others have submitted."""
+        """Add a wait or a transfer that is running or failed; other tasks submitted its images."""
         named = [self._entry(image_task, record) for image_task in image_ids(record.fields.get("gptimg_task_id"))]
         about = named or self._from_above(record)
         for entry in about:
@@ -219,7 +219,7 @@ class Gallery:
             self._tell(entry, record)
 
     def _from_above(self, record: Record) -> list[_Entry]:
-        """Return what a wait is about whose ids Airflow has not recorded, as far as its place in the Dag tells."""
+        """Return the images of a wait whose ids Airflow has not recorded, judged by its place in the Dag."""
         for level in self._graph.levels_above(record.task_id):
             entries = [entry for task_id in sorted(level) for entry in self._by_task.get(task_id, ())]
             if not entries:
@@ -258,14 +258,14 @@ class Gallery:
 
 
 def _is_replaced(record: Record, submission: Submission) -> bool:
-    """Return whether another submission of the same request has its images: a task that ended well names it."""
+    """Return whether another submission of the same request has its images. A successful task names it."""
     if record.role is Role.SUBMIT and record.image_tasks:
         return submission.image_task not in record.image_tasks
     return submission.replaced
 
 
 _MAX_TOLD_BY = 64
-"""Task instances that are kept for one image: a run may hold as many transfers of it as somebody likes to map."""
+"""Task instances kept for one image: a run may mirror the same image any number of times."""
 
 
 def _tile(entry: _Entry, index: int) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def test_no_picture_is_larger_than_the_limit(url, hostile, monkeypatch):
 
 def test_nothing_is_unpacked(url):
     answer = _get(url, "bomb")
-    assert (answer.status_code, answer.json()["detail"]) == (502, "What is there is not an image")
+    assert (answer.status_code, answer.json()["detail"]) == (502, "The file is not an image")
 
 
 def test_a_cut_picture_does_not_look_whole(url):
