@@ -21,13 +21,9 @@ def _shown(page: Any, n: int) -> None:
     page.locator(".shot.loaded").nth(n - 1).wait_for(timeout=30_000)
 
 
-def _focused(page: Any, selector: str) -> bool:
-    return bool(page.evaluate("selector => document.activeElement.matches(selector)", selector))
-
-
 def _tab_to(page: Any, selector: str) -> None:
     for _ in range(40):
-        if _focused(page, selector):
+        if page.evaluate("selector => document.activeElement.matches(selector)", selector):
             return
         page.keyboard.press("Tab")
     raise AssertionError(f"{selector} cannot be reached with the Tab key")
