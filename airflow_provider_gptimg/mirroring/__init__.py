@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mirroring: from an image's URL to exactly that image in S3."""
+"""Copy images from their URLs into S3, exactly."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Put together, from an operator's arguments, all that mirrors."""
+"""Build a mirror from an operator's arguments."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Mirroring"]
 
 
 class Arguments(Protocol):
-    """The arguments of the transfer, as attributes; the operator itself has them."""
+    """The arguments of the transfer as attributes, as the operator has them."""
 
     s3_key: str
     s3_bucket: str | None
@@ -44,8 +44,8 @@ class Arguments(Protocol):
 class Mirroring:
     """Destination, store and manifest of a mirror. Make one with :meth:`assemble`.
 
-    :param s3: The Airflow hook that `store` is made of.
-    :param manifest: None: no manifest.
+    :param s3: The Airflow hook behind `store`.
+    :param manifest: None: no manifest is written.
     """
 
     destination: Destination
@@ -57,7 +57,7 @@ class Mirroring:
 
     @classmethod
     def assemble(cls, arguments: Arguments, context: Mapping[str, Any], log: Any) -> Mirroring:
-        """Check an operator's arguments, and make of them what mirrors. Nothing is sent.
+        """Check an operator's arguments, and build the mirror. Nothing is sent.
 
         :param context: Of the task instance.
         :raises GptImgRequestError: An argument is wrong; it names the argument, its value and the way out.
@@ -94,7 +94,7 @@ class Mirroring:
         return cls(destination, s3, store, manifest, getattr(ti, "dag_id", None), arguments)
 
     def check_buckets(self) -> None:
-        """Refuse buckets that are not there, or take nothing from these credentials.
+        """Refuse a bucket that does not exist, or that these credentials cannot use.
 
         :raises GptImgRequestError: No object can be written there.
         """
@@ -111,9 +111,9 @@ class Mirroring:
                 raise refusal from error
 
     def mirror(self, hook: GptImgHook) -> Mirror:
-        """Return what copies images there; a context manager.
+        """Return the mirror itself, a context manager.
 
-        :param hook: Of the API that the images are from.
+        :param hook: Hook of the API that made the images.
         """
         return Mirror(
             hook,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ask the API for the images of finished tasks that came from an XCom: whoever writes XComs could plant an image."""
+"""Confirm finished tasks that came from an XCom with the API: whoever writes XComs could plant an image."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _AT_ONCE = 8
 class Claims:
     """Poll each claimed task once, in the background, over shared connections. Use it as a context manager.
 
-    :param task_ids: Ids of the tasks that only an XCom says are finished.
+    :param task_ids: Ids of tasks that are finished according to an XCom only.
     """
 
     def __init__(self, hook: GptImgHook, task_ids: Collection[str]) -> None:
@@ -47,7 +47,7 @@ class Claims:
     def confirm(self, source: Source) -> Source:
         """Wait for the API's answer, and return the image as the API knows it. Return any other image as it is.
 
-        :raises GptImgError: The API knows the task otherwise, or does not answer.
+        :raises GptImgError: The API contradicts the XCom, or does not answer.
         """
         if source.task_id not in self._answers:
             return source

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The destination of images, from an operator's arguments; checked before any wait."""
+"""Check the destination of images that an operator's arguments name, before any wait."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["Destination", "KeyPattern"]
 
 _FIELDS = frozenset({"task_id", "index", "ext"})
 _LONGEST_KEY = 1024
-"""Bytes of a key in UTF-8 that S3 takes."""
+"""Most bytes of a key in UTF-8 that S3 accepts."""
 _USUAL_TASK_ID = "gpt-image-2-kUtpnus8fXpDKkuEjayG3"
 _OWN_METADATA = 800
-"""Bytes of metadata that the transfer may need itself."""
+"""Most bytes of metadata that the transfer itself needs."""
 
 
 class KeyPattern:
@@ -81,7 +81,7 @@ class KeyPattern:
         return "".join(literal + values[name] for literal, name in self._parts)
 
     def prefix(self, task_id: str) -> str | None:
-        """Return what the keys of one image task's images start with; None if other tasks' keys may do so too."""
+        """Return the prefix that only this image task's keys have; None if other tasks' keys may share it."""
         prefix, names_task = "", False
         for literal, name in self._parts:
             prefix += literal
@@ -93,7 +93,7 @@ class KeyPattern:
         return prefix if names_task else None
 
     def may_give(self, key: str) -> bool:
-        """Return whether an image may get `key`, as far as that can be told before there are image tasks."""
+        """Return whether an image may get `key`, as far as that is known before the submit."""
         if self._names_task and not self.has_extension:
             return False  # any name looks like a task's id
         any_task = "\0"
@@ -107,7 +107,7 @@ class KeyPattern:
 
 
 def _parse(pattern: str) -> list[tuple[str, str | None]]:
-    """Return the literal texts of a pattern, each with the field that follows it; None: none does.
+    """Return the literal texts of a pattern, each with the field that follows it, or None.
 
     :raises ValueError: It is not a pattern; the message says why.
     """
@@ -123,7 +123,7 @@ def _parse(pattern: str) -> list[tuple[str, str | None]]:
 
 @dataclass(frozen=True)
 class Destination:
-    """Keys for images and for their manifest, and what else PutObject is told.
+    """Keys of the images and of their manifest, and the arguments of PutObject.
 
     :param put_arguments: Arguments of S3's PutObject that are the same for all objects.
     :param manifest: Bucket and key; None: no manifest.
@@ -146,7 +146,7 @@ class Destination:
     ) -> Destination:
         """Return the destination that an operator's arguments name.
 
-        What S3 itself would say of them, :meth:`.S3Store.check_put` tells.
+        :meth:`.S3Store.check_put` then checks what S3 would refuse.
 
         :raises GptImgRequestError: One of them is wrong; it names the argument, its value and the way out.
         """

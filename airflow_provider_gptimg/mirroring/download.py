@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Download an image from its host into a file: checked on the way, whole, and bounded in bytes and in time."""
+"""Download an image from its host into a file, check it on the way, and bound its bytes and its time."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from airflow_provider_gptimg.mirroring.images import HEAD_BYTES, ImageFormat, Im
 __all__ = ["Download", "Downloader", "GoneError", "TransientError"]
 
 _SLOWEST = 16 * 1024
-"""Bytes a second that a download must reach on average once a call's timeout has passed."""
+"""Bytes per second that a download must average once a call's timeout has passed."""
 
 
 @dataclass(frozen=True)
 class Download:
-    """An image that came, whole.
+    """A complete image.
 
     :param size: Bytes.
     :param digest: Its sha256.
-    :param format: As its bytes say, whatever was declared.
+    :param format: According to its bytes, whatever was declared.
     :param c2pa: Whether it has a C2PA manifest.
     """
 
@@ -45,13 +45,13 @@ class Download:
 
 
 class TransientError(Exception):
-    """A download that may well succeed when tried again."""
+    """The download may succeed when tried again."""
 
 
 class GoneError(Exception):
-    """The URL does not serve the image: not any more, or not yet.
+    """The URL does not serve the image: no longer, or not yet.
 
-    :param for_good: Whether the host says that it never will.
+    :param for_good: True if the host says that it never will.
     """
 
     def __init__(self, message: str, *, for_good: bool = False) -> None:
@@ -61,9 +61,9 @@ class GoneError(Exception):
 
 @dataclass
 class _Lane:
-    """A client that has one request at a time, and so at most one connection.
+    """A client for one request at a time, and so for one connection.
 
-    :param stream: That connection, where one was made.
+    :param stream: The connection, once it is made.
     """
 
     client: httpx.Client
@@ -71,7 +71,7 @@ class _Lane:
 
 
 class Downloader:
-    """Downloads images, from several threads if need be, and keeps connections. Close it after use.
+    """Downloads images over kept connections, from any number of threads. Close it after use.
 
     :param max_image_bytes: Larger images are refused.
     """
@@ -93,9 +93,9 @@ class Downloader:
         Once the connection's `timeout` has passed, it ends as soon as fewer than 16 KiB a second have come on average,
         whatever else trickles in.
 
-        :param name: Stands for the image in errors.
-        :raises TransientError: It did not come, or not all of it.
-        :raises GoneError: It is not there any more, or not yet.
+        :param name: Name of the image in errors.
+        :raises TransientError: The image did not arrive, or not completely.
+        :raises GoneError: The image is not there, no longer or not yet.
         :raises GptImgMediaError: It is not an image, or too large.
         """
         with TimeLimit(self._settings.call_timeout) as limit:
@@ -122,8 +122,8 @@ class Downloader:
 
     @contextmanager
     def _open(self, lane: _Lane, url: str, limit: TimeLimit) -> Iterator[httpx.Response]:
-        """Yield the answer as soon as its head is there."""
-        limit.take(lane.stream)  # httpx does not tell when it uses a connection that it has kept
+        """Yield the answer as soon as its headers have arrived."""
+        limit.take(lane.stream)  # httpx reports no event when it uses a kept connection
         request = lane.client.build_request(
             "GET",
             url,
@@ -185,7 +185,7 @@ class Downloader:
         return Download(size, digest.digest(), image_format, reader.pixels, reader.c2pa)
 
     def _pieces(self, answer: httpx.Response, name: str, limit: TimeLimit) -> Iterator[bytes]:
-        """Yield the decoded body, counted before it is held."""
+        """Yield the decoded body, and count its bytes before they are held."""
         size = 0
         try:
             body = BoundedBody(answer.headers.get("content-encoding", ""), self._max_image_bytes)

@@ -21,7 +21,7 @@ __all__ = ["describe_outlets", "openlineage_datasets", "report_to_collector"]
 
 _MOST_URIS_BESIDE_MANIFEST = 100
 _LONGEST_URI = 1500
-"""Characters of an asset's URI that Airflow's database takes."""
+"""Most characters of an asset's URI that Airflow's database accepts."""
 
 
 def describe_outlets(
@@ -31,15 +31,15 @@ def describe_outlets(
     objects: Sequence[MirroredObject],
     manifest: str | None,
 ) -> None:
-    """Let the event of each asset among `outlets` carry the objects' URIs as `extra`, and the manifest's if any.
+    """Put the objects' URIs, and the manifest's, into the `extra` of each outlet's asset event.
 
-    Of more than 100 objects, as a batch may have, the URIs are in the manifest only, where there is one: an event is a
-    row in Airflow's database.
+    With a manifest and more than 100 objects, the event leaves the URIs to the manifest: it is a row in Airflow's
+    database.
 
-    An alias stands for an asset that is known at run time only. Here that is the folder into which the key pattern
-    writes, rather than each image, so that runs add events and not assets.
+    An alias resolves to the folder of the key pattern, rather than to each image: so each run adds an event, not
+    assets.
 
-    :param outlet_events: From the task's context; None outside a running task.
+    :param outlet_events: The task context's `outlet_events`; None outside a running task.
     """
     if outlet_events is None:
         return
@@ -60,7 +60,7 @@ def describe_outlets(
 
 
 def _folder_uri(pattern: KeyPattern) -> str:
-    """Return the URI of the folder into which a pattern writes, or of the nearest one above it that is short enough."""
+    """Return the URI of the pattern's folder, or of the nearest folder above it that is short enough."""
     folder = pattern.folder
     while len(uri := f"s3://{pattern.bucket}/{quote(folder)}") > _LONGEST_URI:
         folder = folder.rpartition("/")[0]
@@ -70,7 +70,7 @@ def _folder_uri(pattern: KeyPattern) -> str:
 def report_to_collector(hook: Any, objects: Iterable[MirroredObject]) -> None:
     """Report each image's URL as an input and its object as an output to Airflow's hook lineage collector.
 
-    :param hook: The S3 hook that stands for the transfer.
+    :param hook: The S3 hook of the transfer.
     """
     collector = get_hook_lineage_collector()
     for mirrored in objects:
@@ -85,9 +85,9 @@ _UNSAFE = re.compile(r"[?#%]|[^\x00-\x7f]+")
 
 
 def openlineage_datasets(pattern: KeyPattern | None, objects: Sequence[MirroredObject]) -> OperatorLineage:
-    """Return the folders from which and into which images went, with what was written.
+    """Return the folders that images were read from and written to, with statistics of what was written.
 
-    Folders are the same at each run and so make a graph; images would be new nodes every time.
+    Folders stay the same from run to run and so make a graph; images would be new nodes every time.
     """
     from airflow.providers.common.compat.openlineage.facet import (
         InputDataset,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find out what a bucket holds, in as few requests as that takes."""
+"""List what a bucket holds, in as few requests as possible."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from airflow_provider_gptimg.mirroring.store import S3Store
 __all__ = ["LOOKS_AT_A_TIME", "find_missing", "list_each"]
 
 LOOKS_AT_A_TIME = 64
-"""Requests that ask S3 what is there: more than downloads at a time, since they take time but no memory."""
+"""Concurrent HEAD and LIST requests: more than downloads, since they take time but no memory."""
 
 Group = TypeVar("Group", bound=Hashable)
 
@@ -22,10 +22,10 @@ Group = TypeVar("Group", bound=Hashable)
 def list_each(
     store: S3Store, bucket: str, prefixes: Mapping[Group, str | None]
 ) -> dict[Group, Mapping[str, int] | None]:
-    """Return, for each group of objects, the sizes in bytes by key of what starts with its prefix.
+    """Return, for each group of objects, the sizes in bytes by key under its prefix.
 
-    One request for all of them where few objects are beside them, else one each. None where S3 does not tell in one
-    request, or there is no prefix: each key has to be asked for then.
+    One request lists all groups if few other objects share their prefix; else each group takes one. None if one
+    request is not enough, or a group has no prefix: then each key has to be asked for.
 
     :raises GptImgError: The bucket is not there, or S3 does not answer.
     """
@@ -39,11 +39,11 @@ def list_each(
 
 
 def find_missing(store: S3Store, bucket: str, groups: Mapping[Group, Mapping[str, int]]) -> list[Group]:
-    """Return the groups with an object that is gone from the bucket or has another size.
+    """Return the groups with an object that is missing from the bucket or has another size.
 
-    What S3 does not tell, for example since we may not list, counts as being there.
+    Objects that cannot be listed, for lack of permission say, count as present.
 
-    :param groups: For each of them the sizes in bytes by key.
+    :param groups: Expected sizes in bytes by key, for each group.
     """
     if not groups:
         return []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the manifest: one JSON Lines object a run that lists what was mirrored, ready for DuckDB and Athena."""
+"""Write the manifest: one JSON Lines object per run that lists the mirrored images, for DuckDB and Athena."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ __all__ = ["Manifest", "manifest_lines"]
 
 
 class Manifest:
-    """An S3 object that one task instance writes, and overwrites when it runs again.
+    """An S3 object that one task instance writes, and overwrites in a later attempt.
 
     :param context: Of the task instance.
-    :param replace: Overwrite what another one has written there.
+    :param replace: Overwrite an object of another writer.
     """
 
     def __init__(self, store: S3Store, bucket: str, key: str, context: Mapping[str, Any], *, replace: bool) -> None:
@@ -42,9 +42,9 @@ class Manifest:
         return f"s3://{self.bucket}/{self.key}"
 
     def claim(self) -> None:
-        """Make sure that it may be written, before anything is downloaded for it.
+        """Check that the manifest may be written, before anything is downloaded.
 
-        :raises GptImgRequestError: Something else is there.
+        :raises GptImgRequestError: The key holds something else.
         """
         if self._replace:
             return
@@ -53,7 +53,7 @@ class Manifest:
             self._condition = {"IfNoneMatch": "*"}
         elif self._is_ours(there):
             etag = str(there.get("ETag") or "")
-            # A store without strong ETags cannot compare them: there a write by somebody else meanwhile is lost.
+            # A store without strong ETags cannot compare them: the write of somebody else in between is lost.
             self._condition = {"IfMatch": etag} if etag and not etag.startswith("W/") else {}
         else:
             raise GptImgRequestError(
@@ -69,24 +69,24 @@ class Manifest:
         prompts: Mapping[str, str] | None = None,
         reused: Collection[str] = (),
     ) -> None:
-        """Make it visible, all at once.
+        """Write the manifest in one PUT.
 
-        :param tasks: By id, the image tasks that `objects` are of.
-        :param prompts: By the same ids, what they were asked for; None: that is not known, as the API does not tell.
+        :param tasks: The image tasks of `objects`, by id.
+        :param prompts: Their prompts, by the same ids; None: unknown, since the API does not repeat them.
         :param reused: Ids of those that cost nothing here, since another task has paid for them.
-        :raises GptImgError: S3 refused or failed, or somebody else wrote it meanwhile.
+        :raises GptImgError: S3 refused or failed, or somebody else wrote the object in between.
         """
         body = manifest_lines(objects, tasks, prompts, self._origin, reused)
         digest = hashlib.sha256(body)
         metadata = {WRITER: self._writer, SHA256: digest.hexdigest()}
         content = Content(BytesIO(body), len(body), digest.digest(), "application/x-ndjson", metadata)
         if self._store.put(self.bucket, self.key, content, self._condition) is None:
-            # Written meanwhile, perhaps by this very PUT, whose answer was lost.
+            # Somebody wrote it in between; perhaps this very PUT, whose answer was lost.
             there = self._store.head(self.bucket, self.key, with_checksum=False) or {}
             if not metadata.items() <= read_marks(there.get("Metadata")).items():
                 raise GptImgError(f"{self.uri} was written by somebody else while images were mirrored")
         elif "IfNoneMatch" in self._condition:
-            # Of all that is written this is the smallest: the cheapest way to learn whether the condition counted.
+            # The manifest is the smallest object: the cheapest way to learn whether the store honours conditions.
             self._store.check_conditions(self.bucket, self.key, content)
 
     def _is_ours(self, head: Mapping[str, Any]) -> bool:
@@ -147,7 +147,7 @@ def _origin(context: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _writer(context: Mapping[str, Any]) -> str:
-    """Return a name of the task instance, the same at each of its attempts; empty outside of one."""
+    """Return a name of the task instance that all its attempts share; empty outside of one."""
     ti = context.get("ti")
     if ti is None:
         return ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metadata by which objects in S3 are recognized: whose they are, and which image they hold."""
+"""The metadata by which objects in S3 are recognized: their writer, and their image."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ DAG_ID = "gptimg-dag-id"
 C2PA = "gptimg-c2pa"
 """`true` or `false`."""
 WRITER = "gptimg-task-instance"
-"""Of a manifest: the task instance that wrote it."""
+"""On a manifest: the task instance that wrote it."""
 
 LARGEST_METADATA = 2048
-"""Bytes that S3 takes as an object's metadata, names and values together."""
+"""Most bytes of an object's metadata that S3 accepts, names and values together."""
 
 _LONGEST_MARK = 512
 
@@ -59,10 +59,10 @@ def dag_mark(dag_id: str) -> str:
 
 
 def short_mark(text: str) -> str:
-    """Return `text` if it is short enough for metadata, else a digest that stands for it."""
+    """Return `text` if it is short enough for metadata, else its digest."""
     return text if len(text) <= _LONGEST_MARK else f"sha256-{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def metadata_size(metadata: Mapping[str, Any]) -> int:
-    """Return the bytes that metadata takes, as S3 counts them."""
+    """Return the size of metadata in bytes, as S3 counts it."""
     return sum(len(f"{name}{value}".encode()) for name, value in metadata.items())

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Copy hosted images into S3: exactly the image, or no object at all.
 
-An image is streamed into a temporary file and checked there; only then one conditional PUT, whose checksum S3
-verifies, makes it visible. So a cut, wrong or oversized image is never seen in the bucket, no multipart upload can
-be left behind, and memory stays flat.
+An image is streamed into a temporary file and checked there. Then one conditional PUT, whose checksum S3 verifies,
+makes it visible. So the bucket never shows a cut, wrong or oversized image, no multipart upload is left behind, and
+memory stays flat.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ __all__ = ["Mirror", "MirroredObject"]
 _IN_MEMORY = 1024 * 1024
 _DOWNLOAD_ATTEMPTS = 4
 _GONE_ATTEMPTS = 5
-"""Downloads of an image that is not there: with the pauses between them, some ten seconds for a host that lags."""
+"""Downloads of an image that is missing. With the pauses between them, a host may lag by some ten seconds."""
 _REFUSALS = 4
-"""Objects that S3 may refuse, and take none, before nothing more is downloaded."""
+"""Refused objects, none accepted, after which nothing more is downloaded."""
 
 
 class Mirror:
-    """Copies images into S3, several at a time, with one S3 client for all. Use it as a context manager.
+    """Copies images into S3, several at a time, with one S3 client. Use it as a context manager.
 
     :param replace: Overwrite objects that are not the image.
     :param max_image_bytes: Larger images are refused.
     :param concurrency: Images under way at a time.
-    :param dag_id: Of the DAG that mirrors, for the objects' metadata; None: unknown.
+    :param dag_id: Id of the DAG, for the objects' metadata; None: unknown.
     :param require_c2pa: Refuse images without a C2PA manifest.
     """
 
@@ -78,11 +78,11 @@ class Mirror:
         self._log = log
         self._downloader = Downloader(hook.settings, max_image_bytes)
         self.refusal: GptImgRequestError | None = None
-        """The reason for which S3 takes nothing from us; None: it may. With one, nothing more is downloaded."""
+        """The reason why S3 accepts nothing from us. Once it is set, nothing more is downloaded."""
         self._refused = 0
         self._has_put = False
         self._taken: set[str] = set()
-        """Keys under which something was seen that is not the image."""
+        """Keys that were seen to hold something else than the image."""
 
     def __enter__(self) -> Mirror:
         return self
@@ -93,11 +93,11 @@ class Mirror:
     def copy(
         self, tasks: Iterable[ImageTask], claimed: Collection[str] = ()
     ) -> dict[str, list[MirroredObject] | GptImgError]:
-        """Copy all images of completed tasks. One that fails keeps no other from its place.
+        """Copy all images of completed tasks. A failure does not keep the others from their places.
 
-        :param claimed: Ids of those tasks that did not come from the API, but from an XCom: their images are asked from
-            the API before they are downloaded, so that nobody can put another image in their place.
-        :returns: For each task its objects, or the first error among its images.
+        :param claimed: Ids of the tasks that came from an XCom: the API confirms their images before anything is
+            downloaded, so that nobody can put another image in their place.
+        :returns: For each task, its objects or the first error among its images.
         :raises GptImgRequestError: Two images would go to the same key.
         """
         sources = [
@@ -153,7 +153,7 @@ class Mirror:
             taken[key] = source
 
     def _look(self, sources: Sequence[Source]) -> dict[Source, MirroredObject | GptImgError]:
-        """Return the objects that an earlier run made, and an error for each image that could not be looked up."""
+        """Return the objects of earlier runs, and an error for each image that could not be looked up in S3."""
         prefixes = {source.task_id: self._pattern.prefix(source.task_id) for source in sources}
         listed = self._list(prefixes)
         there = {source: self._keys_there(source, listed.get(source.task_id)) for source in sources}
@@ -174,9 +174,9 @@ class Mirror:
         return {}
 
     def _keys_there(self, source: Source, listed: Collection[str] | None) -> list[str]:
-        """Return the keys under which an earlier run may have put this image, the likeliest first.
+        """Return the keys under which an earlier run may have written this image, the likeliest first.
 
-        :param listed: All keys there are of its image task; None if that is not known.
+        :param listed: All existing keys of its image task; None if that is not known.
         """
         declared = next((known for known in FORMATS if known.content_type == source.image.content_type), FORMATS[0])
         formats = (declared, *(known for known in FORMATS if known is not declared))
@@ -191,7 +191,7 @@ class Mirror:
             return error
 
     def _find(self, source: Source, keys: Iterable[str]) -> MirroredObject | None:
-        """Return the object among `keys` that an earlier run made of this image."""
+        """Return the object among `keys` that an earlier run wrote for this image."""
         if self.refusal:
             return None
         for key in keys:
@@ -228,7 +228,7 @@ class Mirror:
         return mirrored
 
     def _fetch(self, source: Source, file: IO[bytes]) -> tuple[Download, str]:
-        """Download the image, again where that may help; ask the API for its URL again where it is gone."""
+        """Download the image, again if that may help. If its URL is gone, ask the API for another."""
         url, attempt, gone, asked = source.image.url, 0, 0, False
         while True:
             attempt += 1
@@ -274,7 +274,7 @@ class Mirror:
             etag = self._put_or_refuse(bucket, key, content)
         skipped = etag is None
         if etag is None:
-            # The key was taken before, perhaps by this very PUT, whose answer was lost.
+            # The key was taken before; perhaps by this very PUT, whose answer was lost.
             head = self._store.head(bucket, key) or self._store.head(bucket, key, with_checksum=False) or {}
             known = read_own(head, bucket, key, source)
             if known and known.sha256 == download.digest.hex():
@@ -301,11 +301,11 @@ class Mirror:
         )
 
     def _put_or_refuse(self, bucket: str, key: str, content: Content) -> str | None:
-        """Put an object, and note when S3 takes none from us."""
+        """Put an object, and note when S3 accepts none from us."""
         try:
             etag = self._store.put(bucket, key, content, {} if self._replace else {"IfNoneMatch": "*"})
         except GptImgRequestError as error:
-            # It may be this key that is locked, or too long; when S3 has taken no other either, it is more than that.
+            # Perhaps only this key is locked or too long. If S3 has accepted no other key either, the cause is wider.
             self._refused += 1
             if self._refused >= _REFUSALS and not self._has_put:
                 self.refusal = error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mirrored objects: the metadata that an image gets, and how its object is recognized by it."""
+"""Write an image's metadata, and recognize its object in S3 by it."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class MirroredObject:
 
     :param index: From 0, in the order of the API's answer.
     :param size: Bytes.
-    :param sha256: Of its bytes, in hex.
-    :param etag: Empty where the store gives none.
-    :param skipped: Whether it was there already, and identical.
-    :param pixels: None where the image does not tell, or is not from a release that noted it.
+    :param sha256: Hex digest of its bytes.
+    :param etag: Empty if the store gives none.
+    :param skipped: True if the identical object existed already.
+    :param pixels: None if the image does not say, or if an older release wrote the object.
     :param c2pa: Whether it has a C2PA manifest, which nobody has validated; None: a release that did not look mirrored
         it.
     """
@@ -57,7 +57,7 @@ class MirroredObject:
         return f"s3://{self.bucket}/{self.key}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as it goes to XCom."""
+        """Return the dict for XCom."""
         return {
             "uri": self.uri,
             "bucket": self.bucket,
@@ -90,10 +90,10 @@ class Source:
 
 
 def image_metadata(source: Source, url: str, download: Download, dag_id: str | None, room: int) -> dict[str, str]:
-    """Return the metadata by which a later run, and the gallery, recognize the object.
+    """Return the metadata by which a later run and the gallery recognize the object.
 
-    :param dag_id: Of the DAG that mirrors; None: unknown.
-    :param room: Bytes that it may take.
+    :param dag_id: Id of the DAG; None: unknown.
+    :param room: Most bytes that it may take.
     """
     metadata = {
         marks.TASK_ID: source.task_id,
@@ -111,7 +111,7 @@ def image_metadata(source: Source, url: str, download: Download, dag_id: str | N
 
 
 def read_own(head: Mapping[str, Any], bucket: str, key: str, source: Source) -> MirroredObject | None:
-    """Return the object that `head` describes if it is this very image, whole and unchanged."""
+    """Return the object that `head` describes if it is this image, complete and unchanged."""
     metadata = marks.read_marks(head.get("Metadata"))
     sha256, size = metadata.get(marks.SHA256, ""), str(head.get("ContentLength"))
     if _image_of(metadata) != (source.task_id, str(source.index)) or not _SHA256.fullmatch(sha256):
@@ -143,12 +143,12 @@ def is_same(head: Mapping[str, Any], file: IO[bytes], download: Download) -> boo
         return False
     if checksum := head.get("ChecksumSHA256"):
         return bool(checksum == base64.b64encode(download.digest).decode())
-    # An ETag is the MD5 of what came in one PUT, unless it was encrypted with a key: then it is never equal.
+    # The ETag of one PUT is its MD5, except for an object that is encrypted with a key: then it never matches.
     return read_etag(head) == md5_of(file).hex()
 
 
 def _image_of(metadata: Mapping[str, str]) -> tuple[str | None, str | None]:
-    """Return the image task's id and the index that an object's metadata names, None where it names none."""
+    """Return the image task's id and the index in an object's metadata, each None if missing."""
     return metadata.get(marks.TASK_ID), metadata.get(marks.INDEX)
 
 

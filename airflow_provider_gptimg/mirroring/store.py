@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Talk to a store that speaks S3: AWS, and those that understand less of it or word it differently."""
+"""Talk to AWS S3, and to stores that implement less of its API or word it differently."""
 
 from __future__ import annotations
 
@@ -49,18 +49,17 @@ _NO_REASON = (
     "another region, a wrong endpoint_url), and whether the object needs SSECustomerKey in extra_args"
 )
 
-# Arguments of PutObject that S3 wants to see again when it is asked what is there.
+# Arguments of PutObject that LIST and HEAD need too.
 _ALSO_OF_LIST = {"ExpectedBucketOwner", "RequestPayer"}
 _ALSO_OF_HEAD = _ALSO_OF_LIST | {"SSECustomerAlgorithm", "SSECustomerKey", "SSECustomerKeyMD5"}
 
 
 @dataclass(frozen=True)
 class Content:
-    """The content of an object to be.
+    """The content of an object to write.
 
     :param file: Read from its start.
     :param size: Bytes.
-    :param digest: Its sha256.
     """
 
     file: IO[bytes]
@@ -71,9 +70,9 @@ class Content:
 
 
 def s3_client(hook: S3Hook, connections: int) -> Any:
-    """Return a boto3 S3 client as the hook's connection says, fit for many requests at a time.
+    """Return a boto3 S3 client for the hook's connection, with a pool for many requests at a time.
 
-    The hook's own `get_client_type` takes three times as long: it walks the stack to name its caller to AWS.
+    The hook's own `get_client_type` takes three times as long, since it walks the stack to name its caller to AWS.
 
     :param connections: Requests at a time.
     """
@@ -91,7 +90,7 @@ def s3_client(hook: S3Hook, connections: int) -> Any:
 
 
 class S3Store:
-    """An S3 client, and what a mirror makes of its answers. It may be used from several threads.
+    """An S3 client that reads a store's answers as a mirror needs them. Several threads may use it.
 
     :param client: A boto3 S3 client.
     :param put_arguments: Further arguments of every PutObject, e.g. `ServerSideEncryption`.
@@ -112,7 +111,7 @@ class S3Store:
 
     @property
     def metadata_size(self) -> int:
-        """Bytes of metadata that every object gets, besides its own."""
+        """Bytes of metadata that every object gets from `extra_args`."""
         return metadata_size(self._put_arguments.get("Metadata", {}))
 
     @property
@@ -124,7 +123,7 @@ class S3Store:
     def sizes(self, bucket: str, prefix: str) -> dict[str, int] | None:
         """Return the size in bytes of each object whose key starts with `prefix`.
 
-        None if we may not list, the store cannot, or there are more than a thousand.
+        None if listing is not allowed or not implemented, or if there are more than a thousand.
 
         :raises GptImgError: S3 does not answer, there is no such bucket, or the credentials are wrong.
         """
@@ -142,17 +141,17 @@ class S3Store:
         return {found["Key"]: found["Size"] for found in answer.get("Contents", ())}
 
     def head(self, bucket: str, key: str, *, with_checksum: bool = True) -> dict[str, Any] | None:
-        """Return what S3 says of an object; None if there is none, or none that we may see.
+        """Return the answer to HEAD; None if the object does not exist, or if we may not see it.
 
-        :param with_checksum: For an object that is encrypted with a KMS key, that takes a permission more.
-        :raises GptImgError: S3 does not answer, or not so.
+        :param with_checksum: Ask for its checksum. With a KMS key this needs another permission.
+        :raises GptImgError: S3 failed, or refused.
         """
         asks = with_checksum and self._asks_for_checksums
         arguments = {**self._head_arguments, **({"ChecksumMode": "ENABLED"} if asks else {})}
         try:
             answer: dict[str, Any] = self._client.head_object(Bucket=bucket, Key=key, **arguments)
         except (ClientError, BotoCoreError) as error:
-            # Without permission to list, S3 says 403 for what is not there.
+            # Without permission to list, S3 answers 403 for a missing object.
             if status_of(error) in (403, 404):
                 return None
             what = f"S3 does not tell whether s3://{bucket}/{key} is there"
@@ -163,9 +162,9 @@ class S3Store:
         return answer
 
     def read_text(self, bucket: str, key: str) -> str:
-        """Return an object that holds text in UTF-8, perhaps compressed by gzip.
+        """Return the text of an object in UTF-8, compressed by gzip or not.
 
-        :raises GptImgRequestError: It is not there, may not be read, is larger than 64 MiB, or holds something else.
+        :raises GptImgRequestError: It is missing, may not be read, is larger than 64 MiB, or holds something else.
         :raises GptImgError: S3 failed.
         """
         uri = f"s3://{bucket}/{key}"
@@ -186,12 +185,12 @@ class S3Store:
             raise read_error(error, f"S3 does not give {uri}") from error
 
     def put(self, bucket: str, key: str, content: Content, condition: Mapping[str, str]) -> str | None:
-        """Make an object in one request, and return its ETag; None if the condition does not hold.
+        """Write an object in one request, and return its ETag; None if the condition does not hold.
 
-        The ETag is empty where the store gives none.
+        The ETag is empty if the store gives none.
 
         :param condition: `{"IfNoneMatch": "*"}`, `{"IfMatch": etag}`, or empty.
-        :raises GptImgRequestError: S3 refuses it, and would again.
+        :raises GptImgRequestError: S3 refuses it, and would refuse it again.
         :raises GptImgError: S3 failed.
         """
         arguments = {
@@ -214,7 +213,7 @@ class S3Store:
             except (ClientError, BotoCoreError) as error:
                 status = status_of(error)
                 is_conditional = not condition.keys().isdisjoint(arguments)
-                # Older MinIO says 304 where 412 is meant.
+                # Older MinIO answers 304 instead of 412.
                 if status == 412 or (status == 304 and is_conditional):
                     return None
                 if status == 501 and is_conditional and not is_about_checksums(error):
@@ -228,7 +227,7 @@ class S3Store:
                     raise read_error(error, f"S3 does not take {uri}") from error
 
     def check_conditions(self, bucket: str, key: str, content: Content) -> None:
-        """Warn if the store ignores conditions: write once more what was just written there, if nothing is there."""
+        """Warn if the store ignores conditions: put an existing object again, if it does not exist."""
         if self.is_aws:
             return
         try:
@@ -248,17 +247,17 @@ class S3Store:
             )
 
     def _checksum(self, content: Content) -> dict[str, str]:
-        """Return the argument by which the store verifies that it got what was sent."""
+        """Return the argument by which the store verifies the body."""
         if self._sends_checksums:
             return {"ChecksumSHA256": base64.b64encode(content.digest).decode()}
         return {"ContentMD5": base64.b64encode(md5_of(content.file)).decode()}
 
     def check_put(self, bucket: str, key: str, argument: str) -> None:
-        """Refuse what no store would take: arguments of PutObject, and the bucket's name.
+        """Refuse arguments of PutObject and bucket names that no store accepts.
 
         Nothing is sent: the client checks what it would sign.
 
-        :param argument: The one that names the bucket, with its value.
+        :param argument: The argument that names the bucket, with its value.
         :raises GptImgRequestError: One of them is wrong.
         """
         known = self._client.meta.service_model.operation_model("PutObject").input_shape.members
@@ -280,7 +279,7 @@ class S3Store:
 
 
 def read_etag(answer: Mapping[str, Any]) -> str:
-    """Return the ETag of an answer, without quotes and mark of weakness; empty where the store gives none."""
+    """Return an answer's ETag without quotes and weakness mark; empty if the store gives none."""
     return str(answer.get("ETag") or "").removeprefix("W/").strip('"')
 
 

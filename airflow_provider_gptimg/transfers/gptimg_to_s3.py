@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The transfer: mirrors the images of image tasks to S3, waiting for them where need be."""
+"""The transfer: waits for image tasks and mirrors their images to S3."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ __all__ = ["GptImgToS3Operator"]
 class GptImgToS3Operator(WaitMixin, BaseOperator):
     """Mirror the images of image tasks to S3, and return the mirrored objects (list of dicts).
 
-    It waits for tasks that are not finished. Each object is exactly the image, or is not there: format, length and
+    It waits for tasks that are not finished. Each object is exactly the image, or it is not there: format, length and
     size are checked before one conditional PUT, whose checksum S3 verifies, makes it visible. A second run
-    downloads nothing and says `skipped`. Of a list, what can be mirrored is, then the first failure is raised.
+    downloads nothing and says `skipped`. From a list it mirrors what it can, then it raises the first failure.
 
-    With `outlets`, the asset event's `extra` has the objects' `uris`, their number as `images`, and the `manifest`. Of
-    more than 100 objects the `uris` are in the manifest only, if there is one.
+    With `outlets`, the asset event's `extra` has the objects' `uris`, their number as `images`, and the `manifest`.
+    With a manifest, more than 100 `uris` are in the manifest only.
 
     A line of the manifest has an image's `task_id`, `index`, `prompt_sha256`, `uri`, `size` (bytes), `sha256` (hex),
     `content_type`, `width` and `height` (pixels; null where the image does not tell), `created_at` and `updated_at` (of
@@ -129,7 +129,7 @@ class GptImgToS3Operator(WaitMixin, BaseOperator):
     def execute(self, context: Context) -> Any:
         """Return the mirrored objects, or defer until the tasks are finished.
 
-        :raises AirflowFailException: No other attempt would end otherwise; its cause is the error.
+        :raises AirflowFailException: Another attempt would fail too; its cause is the error.
         :raises GptImgError: As the table of errors in the docs says.
         """
         return self._mirror_when_finished(context)
@@ -143,7 +143,7 @@ class GptImgToS3Operator(WaitMixin, BaseOperator):
         return self._mirror_when_finished(context, event, deadline)
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage:
-        """Return where images came from and went to, for the OpenLineage provider; of a failed attempt too."""
+        """Return the source and target datasets for the OpenLineage provider, after a failed attempt too."""
         from airflow_provider_gptimg.mirroring.lineage import openlineage_datasets
 
         return openlineage_datasets(*self._lineage)
@@ -159,7 +159,7 @@ class GptImgToS3Operator(WaitMixin, BaseOperator):
             return [mirrored.as_dict() for mirrored in self._mirror(wait, mirroring, context)]
 
     def _mirror(self, wait: TaskWait, mirroring: Mirroring, context: Context) -> list[MirroredObject]:
-        """Mirror what is completed, then raise the first failure if there is one."""
+        """Mirror the completed tasks, then raise the first failure, if any."""
         from airflow_provider_gptimg.api.tasks import ImageTask
         from airflow_provider_gptimg.exceptions import GptImgError
         from airflow_provider_gptimg.mirroring.lineage import describe_outlets, report_to_collector
