@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m airflow_provider_gptimg.sandbox`: run an example DAG from the prompt to the images on this disk."""
+"""`python -m airflow_provider_gptimg.sandbox`: run an example DAG, or your own, from the prompt to images on disk."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ import importlib.util
 import os
 import signal
 import sys
-import threading
 import time
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
+
+from airflow_provider_gptimg.sandbox.dags import FoundDags, has_dag_files
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from airflow_provider_gptimg.sandbox.rest import DagRun
     from airflow_provider_gptimg.sandbox.services import Services
+    from airflow_provider_gptimg.sandbox.standalone import StandaloneAirflow
 
 _PACKAGE = Path(__file__).parents[1]
 # In a wheel they lie inside the package, in the repository beside it.
@@ -27,15 +29,18 @@ EXAMPLE_DAGS = next(
     (path for path in (_PACKAGE / "example_dags", _PACKAGE.parent / "example_dags") if path.is_dir()),
     _PACKAGE / "example_dags",
 )
+DEFAULT_EXAMPLE = "example_gptimg_to_s3"
 OUTPUT = Path("gptimg-out")
 RUN_LIMIT = 1200.0
 """Seconds after which a run is given up."""
 
-# No example has a timetable, so that nothing starts by itself but what an asset starts.
-_LET_ASSETS_START_DAGS = {
+_SETTINGS = {
+    # So that an asset can start a DAG. No example has a timetable.
     "AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": "True",
-    "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+    "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
 }
+_PACKAGES = {"aiohttp": "aiohttp", "PIL": "Pillow", "moto": "moto", "flask_cors": "moto[server]"}
+_EXTRA = "pip install 'airflow-provider-gptimg[sandbox]'"
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -44,15 +49,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if problem := _missing():
-        parser.error(f"{problem}: pip install 'airflow-provider-gptimg[sandbox]'")
-    if os.environ.get("GPTIMG_API_KEY") and not os.environ.get("GPTIMG_BUCKET"):
-        parser.error("GPTIMG_API_KEY means the real API: name a bucket for its images in GPTIMG_BUCKET too")
+    if problem := _missing() or _wrong(options):
+        parser.exit(2, f"{problem}\n")
     for number in _SIGNALS:
         signal.signal(number, _interrupt)
     try:
         return _run(options)
-    except (RuntimeError, TimeoutError) as error:
+    except (LookupError, RuntimeError, TimeoutError) as error:
         print(error, file=sys.stderr)
         return 1
 
@@ -60,13 +63,13 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m airflow_provider_gptimg.sandbox",
-        description="Run an example DAG on a throw-away Airflow, with a stand-in of the API and an S3 in memory. "
-        f"The images are saved to ./{OUTPUT}/.",
+        description="Run an example DAG, or your own, on a throw-away Airflow, with a stand-in of the API and an S3 in "
+        f"memory. The images are saved to ./{OUTPUT}/.",
         epilog="With GPTIMG_API_KEY and GPTIMG_BUCKET in the environment it runs on the real API, which costs "
         "credits, and on the real S3.",
     )
-    examples = sorted(path.stem for path in EXAMPLE_DAGS.glob("example_*.py"))
-    parser.add_argument("--dag", choices=examples, default="example_gptimg_to_s3", help="default: %(default)s")
+    parser.add_argument("--dags-folder", type=Path, metavar="DIR", help="your DAGs; default: the package's examples")
+    parser.add_argument("--dag", metavar="NAME", help=f"default: the folder's only DAG, or {DEFAULT_EXAMPLE}")
     parser.add_argument("--speed", type=_speed, default=5.0, help="of the stand-in, as a factor; default: %(default)g")
     parser.add_argument("--keep", action="store_true", help="leave Airflow up at the end, until Ctrl-C")
     return parser
@@ -79,16 +82,35 @@ def _speed(text: str) -> float:
 
 
 def _missing() -> str | None:
-    """Return what keeps the sandbox from running here, in words; None if nothing does."""
+    """Return what keeps the sandbox from running here, in one line; None if nothing does."""
     try:
         version = importlib.metadata.version("apache-airflow")
     except importlib.metadata.PackageNotFoundError:
-        return "The sandbox needs Airflow"
+        return f"The sandbox needs Airflow: {_EXTRA}"
     if tuple(int(part) for part in version.split(".")[:2]) < (3, 3):
-        return f"The sandbox needs Airflow 3.3 or newer, and this is {version}"
-    for module in ("aiohttp", "PIL", "moto", "flask_cors"):
+        return f"The sandbox needs Airflow 3.3 or newer, and this is {version}: {_EXTRA}"
+    for module, package in _PACKAGES.items():
         if importlib.util.find_spec(module) is None:
-            return f"The sandbox needs {module}"
+            return f"The sandbox needs {package}: {_EXTRA}"
+    return None
+
+
+def _wrong(options: argparse.Namespace) -> str | None:
+    """Return what is wrong with the command, in one line; None if nothing is."""
+    if os.environ.get("GPTIMG_API_KEY") and not os.environ.get("GPTIMG_BUCKET"):
+        return "GPTIMG_API_KEY means the real API: name a bucket for its images in GPTIMG_BUCKET too"
+    folder: Path | None = options.dags_folder
+    if folder is None:
+        options.dag = options.dag or DEFAULT_EXAMPLE
+        examples = FoundDags(sorted(path.stem for path in EXAMPLE_DAGS.glob("example_*.py")), {})
+        try:
+            examples.choose(options.dag, "the examples")
+        except LookupError as error:
+            return str(error)
+    elif not folder.is_dir():
+        return f"--dags-folder: {folder} is not a folder"
+    elif not has_dag_files(folder):
+        return f"--dags-folder: {folder} has no Python file, so no DAG"
     return None
 
 
@@ -111,28 +133,76 @@ def _run(options: argparse.Namespace) -> int:
 
     from airflow_provider_gptimg.sandbox.standalone import StandaloneAirflow
 
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
+    console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+    own: Path | None = options.dags_folder
+    # The examples are switched on, so that an asset can start one; your own DAGs as in any Airflow.
+    settings = _SETTINGS | {"AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": str(own is not None)}
     with _services(options.speed) as services:
         console.print(f"Using {services.names}.")
-        airflow = StandaloneAirflow(EXAMPLE_DAGS, services.connections | _LET_ASSETS_START_DAGS)
+        airflow = StandaloneAirflow(own or EXAMPLE_DAGS, settings)
         try:
             began = time.monotonic()
             console.print("Starting Airflow in a throw-away home …")
             with console.status("some 15 s, on an idle machine"):
+                dag_id: str | None = options.dag
+                if own:
+                    dag_id = _choose(airflow.find_dags(), options, console)
                 airflow.start()
-            started_in = time.monotonic() - began
-            console.print(f"It is up after {started_in:.0f} s, at {airflow.url}")
-            console.print(f"Log in as {airflow.username}, password {airflow.password}\n")
-            run = airflow.trigger(options.dag, {"bucket": services.bucket})
-            succeeded = _show(run, services, console)
+                for conn_id, connection in services.connections.items():
+                    airflow.api.add_connection(conn_id, connection)
+            console.print(f"It is up after {time.monotonic() - began:.0f} s.\n")
+            _show_places(airflow, services, own, console)
+            succeeded, page = True, airflow.url
+            if dag_id:
+                # An error of importing another file is not this DAG's.
+                run = airflow.api.trigger(dag_id, None if own else {"bucket": services.bucket}, other_errors=True)
+                succeeded, page = _show(run, services, console), run.url
             if options.keep:
-                console.print(f"\nAirflow stays at {run.url} until Ctrl-C.")
+                console.print(f"\nAirflow stays at {page} until Ctrl-C.")
                 with suppress(SystemExit):
-                    threading.Event().wait()
+                    _watch(airflow, services, console)
             return 0 if succeeded else 1
         finally:
             console.print("Stopping Airflow …")
             airflow.stop()
+
+
+def _choose(found: FoundDags, options: argparse.Namespace, console: Console) -> str | None:
+    """Return the DAG to run; None: none yet, a person starts one in the UI.
+
+    :raises LookupError: There is nothing to run, and nobody to start it.
+    """
+    for path, error in found.errors.items():
+        console.print(f"{path} cannot be imported: {error}")
+    if not found.dag_ids and found.errors and options.keep and not options.dag:
+        return None  # it is mended while Airflow is up
+    dag_id = found.choose(options.dag, str(options.dags_folder))
+    if dag_id is None:
+        if not options.keep:
+            raise LookupError(f"Name one with --dag ({', '.join(found.dag_ids)}), or use --keep and run it in the UI")
+        console.print(f"Run one of {', '.join(found.dag_ids)} in the UI.")
+    return dag_id
+
+
+def _show_places(airflow: StandaloneAirflow, services: Services, own: Path | None, console: Console) -> None:
+    places = {"Airflow": f"{airflow.url}", "Login": f"{airflow.username}, password {airflow.password}"}
+    places |= services.addresses | {"Images": f"saved to {OUTPUT.resolve()}"}
+    if own:
+        places["DAGs"] = f"{own.resolve()}, read again a few seconds after a change; switch one on to let it run"
+    for name, place in places.items():
+        console.print(f"{name:8} {place}")
+    console.print()
+
+
+def _watch(airflow: StandaloneAirflow, services: Services, console: Console) -> NoReturn:
+    """Print what happens from now on: credits that are spent, runs that end, files that cannot be imported."""
+    from airflow_provider_gptimg.sandbox.watch import Watch
+
+    watch = Watch(airflow.api, services, OUTPUT)
+    while True:
+        for line in watch.news():
+            console.print(line)
+        time.sleep(2)
 
 
 def _show(run: DagRun, services: Services, console: Console) -> bool:

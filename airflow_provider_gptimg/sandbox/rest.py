@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -76,19 +77,46 @@ class AirflowApi:
         health: dict[str, dict[str, str | None]] = self._http.get("/api/v2/monitor/health").json()
         return health
 
-    def trigger(self, dag_id: str, conf: Mapping[str, object] | None = None, timeout: float = 120.0) -> DagRun:
+    def trigger(
+        self,
+        dag_id: str,
+        conf: Mapping[str, object] | None = None,
+        timeout: float = 120.0,
+        *,
+        other_errors: bool = False,
+    ) -> DagRun:
         """Run a DAG, and return its run at once.
 
         :param conf: Values for its params.
         :param timeout: Seconds for the DAG to be found.
-        :raises RuntimeError: It cannot be imported; the message says why.
+        :param other_errors: Pass over files that cannot be imported, since the DAG is in another one.
+        :raises RuntimeError: It cannot be imported, or its params are wrong; the message says why.
         """
-        until(lambda: self._is_known(dag_id), timeout, f"the DAG {dag_id} to be found")
+        until(lambda: self._is_known(dag_id, other_errors), timeout, f"the DAG {dag_id} to be found")
         self.call("PATCH", f"/dags/{dag_id}", {"is_paused": False})
         body = {"logical_date": None, "conf": dict(conf or {})}
+
+        def post() -> Any:
+            try:
+                return self.call("POST", f"/dags/{dag_id}/dagRuns", body)
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code not in (400, 422):
+                    raise
+                why = error.response.json().get("detail")
+                raise RuntimeError(f"{dag_id} cannot be run with the defaults of its params: {why}") from None
+
         # Airflow lists a DAG a moment before it can run it.
-        run = until(lambda: self.call("POST", f"/dags/{dag_id}/dagRuns", body), timeout, f"{dag_id} to be ready to run")
+        run = until(post, timeout, f"{dag_id} to be ready to run")
         return DagRun(self, dag_id, run["dag_run_id"])
+
+    def add_connection(self, conn_id: str, connection: str) -> None:
+        """Store a connection in Airflow's database.
+
+        :param connection: Its fields as JSON, as in an `AIRFLOW_CONN_…` variable.
+        """
+        fields = json.loads(connection)
+        fields["extra"] = json.dumps(fields.get("extra", {}))
+        self.call("POST", "/connections", {"connection_id": conn_id, **fields})
 
     def asset_events(self, **filters: Any) -> list[dict[str, Any]]:
         """Return asset events, each with its `extra`, and as `created_dagruns` the runs that it has started.
@@ -115,10 +143,15 @@ class AirflowApi:
         shown: dict[str, Any] = answer.raise_for_status().json()
         return shown
 
-    def _is_known(self, dag_id: str) -> bool:
+    def import_errors(self) -> list[dict[str, Any]]:
+        """Return why files cannot be imported: of each its `filename` and `stack_trace`, and more."""
+        errors: list[dict[str, Any]] = self.call("GET", "/importErrors")["import_errors"]
+        return errors
+
+    def _is_known(self, dag_id: str, other_errors: bool) -> bool:
         if self.call("GET", f"/dags/{dag_id}"):
             return True
-        for error in self.call("GET", "/importErrors")["import_errors"]:
+        for error in () if other_errors else self.import_errors():
             raise RuntimeError(f"{error['filename']} cannot be imported:\n{error['stack_trace']}")
         return False
 
@@ -218,6 +251,7 @@ class DagRun:
         ]
         assets = [self.api.call("GET", f"/assets/{event['asset_id']}") for event in self.asset_events()]
         scheduled = {reference["dag_id"] for asset in assets for reference in asset["scheduled_dags"]}
+        scheduled = {dag_id for dag_id in scheduled if not self.api.call("GET", f"/dags/{dag_id}")["is_paused"]}
 
         def started() -> set[tuple[str, str]]:
             return {

@@ -12,10 +12,12 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
-__all__ = ["S3Server"]
+__all__ = ["ACCESS_KEY", "S3Server"]
 
+ACCESS_KEY = "sandbox"
+"""The access key, and its secret."""
 _REGION = "us-east-1"
-_CREDENTIALS = {"aws_access_key_id": "sandbox", "aws_secret_access_key": "sandbox"}
+_CREDENTIALS = {"aws_access_key_id": ACCESS_KEY, "aws_secret_access_key": ACCESS_KEY}
 
 
 class S3Server:
@@ -64,14 +66,13 @@ class S3Server:
     @property
     def connection_json(self) -> str:
         """The Airflow connection to it, as JSON; a value for `AIRFLOW_CONN_AWS_DEFAULT`."""
-        return json.dumps(
-            {
-                "conn_type": "aws",
-                "login": _CREDENTIALS["aws_access_key_id"],
-                "password": _CREDENTIALS["aws_secret_access_key"],
-                "extra": {"region_name": _REGION, "endpoint_url": self.endpoint_url},
-            }
-        )
+        extra = {
+            "region_name": _REGION,
+            "endpoint_url": self.endpoint_url,
+            # For "Test connection", which asks STS who it is.
+            "service_config": {"sts": {"endpoint_url": self.endpoint_url}},
+        }
+        return json.dumps({"conn_type": "aws", "login": ACCESS_KEY, "password": ACCESS_KEY, "extra": extra})
 
     def reset(self) -> None:
         """Delete all objects and buckets."""

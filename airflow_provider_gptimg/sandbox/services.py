@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_gptimg.sandbox.s3 import S3Server
+from airflow_provider_gptimg.sandbox.s3 import ACCESS_KEY, S3Server
 
 if TYPE_CHECKING:
     from airflow_provider_gptimg.emulator import Emulator
@@ -25,17 +25,25 @@ class Services:
     """An API that makes images and an S3 that takes them.
 
     :param names: What they are, for people.
-    :param bucket: Where the images go.
-    :param connections: Environment that makes them Airflow's default connections; holds the key.
+    :param addresses: Where each of them is, for people, by name.
+    :param bucket: Where the example DAGs put their images.
+    :param connections: Airflow connections to them as JSON, by id; one holds the key.
     :param s3: A boto3 client.
-    :param books: The credits that the API has charged and refunded so far; None: it does not tell.
+    :param emulator: The stand-in of the API; None: it is the real one.
     """
 
     names: str
+    addresses: dict[str, str]
     bucket: str
     connections: dict[str, str] = field(repr=False)
     s3: Any = field(repr=False)
-    books: Callable[[], tuple[int, int]] | None = field(default=None, repr=False)
+    emulator: Emulator | None = field(default=None, repr=False)
+
+    @property
+    def books(self) -> Callable[[], tuple[int, int]] | None:
+        """Returns the credits that the API has charged and refunded so far; None: the real one does not tell."""
+        emulator = self.emulator
+        return None if emulator is None else lambda: books(emulator)
 
 
 @contextmanager
@@ -49,20 +57,22 @@ def stand_ins(speed: float) -> Iterator[Services]:
 
     # Polled as much faster, but for the moments that Airflow needs to defer a task.
     schedule = {"first_poll_after": 39.5 / speed, "poll_interval": max(1.0, 5 / speed)}
-    with Emulator(speed=speed, extra=schedule) as emulator, S3Server(_BUCKET) as server:
+    with Emulator(speed=speed, extra=schedule) as emulator, S3Server(_BUCKET, creates_buckets=True) as server:
         s3 = server.client()
         for name in _REFERENCES:
             picture = draw(f"a {name}", 1, 1, "reference", None, "png")
             s3.put_object(Bucket=_BUCKET, Key=f"references/{name}.png", Body=picture, ContentType="image/png")
         yield Services(
             names=f"a stand-in of the API, {speed:g} times as fast, and an S3 in memory: no account, no cost",
-            bucket=_BUCKET,
-            connections={
-                "AIRFLOW_CONN_GPTIMG_DEFAULT": emulator.connection_json,
-                "AIRFLOW_CONN_AWS_DEFAULT": server.connection_json,
+            addresses={
+                "API": f"{emulator.base_url} (connection gptimg_default; its ledger is at /_emulator/ledger)",
+                "S3": f"{server.endpoint_url} (connection aws_default; access key and secret: {ACCESS_KEY})",
+                "Bucket": f"{_BUCKET}; another one is created when it is first used",
             },
+            bucket=_BUCKET,
+            connections={"gptimg_default": emulator.connection_json, "aws_default": server.connection_json},
             s3=s3,
-            books=lambda: books(emulator),
+            emulator=emulator,
         )
 
 
@@ -84,10 +94,15 @@ def real_services(api_key: str, bucket: str) -> Iterator[Services]:
 
     yield Services(
         names=f"the real API, which costs credits, and the bucket {bucket} in the real S3",
+        addresses={
+            "API": "https://gptimg.co (connection gptimg_default)",
+            "S3": "as boto3 finds it (connection aws_default)",
+            "Bucket": bucket,
+        },
         bucket=bucket,
         connections={
-            "AIRFLOW_CONN_GPTIMG_DEFAULT": json.dumps({"conn_type": "gptimg", "password": api_key}),
-            "AIRFLOW_CONN_AWS_DEFAULT": json.dumps({"conn_type": "aws"}),
+            "gptimg_default": json.dumps({"conn_type": "gptimg", "password": api_key}),
+            "aws_default": json.dumps({"conn_type": "aws"}),
         },
         s3=boto3.client("s3"),
     )

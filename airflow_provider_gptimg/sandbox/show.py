@@ -27,6 +27,8 @@ __all__ = [
     "show_stages",
 ]
 
+_PAUSE = 2.0
+"""Seconds between two lines that are about credits alone: a batch spends some all the time."""
 _SHOWN = {
     "running": "running",
     "deferred": "waiting, holds no worker",
@@ -40,7 +42,7 @@ _SHOWN = {
 
 
 def follow(run: DagRun, console: Console, limit: float, books: Callable[[], tuple[int, int]] | None = None) -> str:
-    """Print a line whenever a stage of the run gets on, and return the run's final state.
+    """Print a line whenever a stage of the run gets on or credits are spent, and return the run's final state.
 
     :param limit: Seconds.
     :param books: Returns the credits that the API has charged and refunded so far; None: as Airflow has recorded them.
@@ -50,23 +52,32 @@ def follow(run: DagRun, console: Console, limit: float, books: Callable[[], tupl
     seen: dict[tuple[str, int], tuple[str, int]] = {}
     books = books or run.credits
     before = books()
+    shown, shown_at = (0, 0), began
     console.print(f"{'elapsed':>9}  {'charged':>7}  {'refunded':>8}  stage")
     with console.status("") as line:
         while True:
             # Asked for first, so that its tasks are final when it is.
             state = run.state
-            elapsed = time.monotonic() - began
-            charged, refunded = (now - then for now, then in zip(books(), before, strict=True))
+            now = time.monotonic()
+            elapsed = now - began
+            charged, refunded = (total - then for total, then in zip(books(), before, strict=True))
+            news = []
             for ti in run.task_instances():
                 task_id, map_index, attempt = ti["task_id"], ti["map_index"], ti["try_number"]
                 if ti["state"] not in _SHOWN or seen.get((task_id, map_index)) == (ti["state"], attempt):
                     continue
                 seen[task_id, map_index] = (ti["state"], attempt)
-                console.print(f"{elapsed:7.1f} s  {charged:7}  {refunded:8}  {_stage(ti)}: {_SHOWN[ti['state']]}")
+                news.append(f"{_stage(ti)}: {_SHOWN[ti['state']]}")
                 if ti["state"] == "awaiting_input":
-                    console.print(f"{'':30} answer at {run.url}/tasks/{task_id}/required_actions")
+                    news[-1] += f"\n{'':30} answer at {run.url}/tasks/{task_id}/required_actions"
+            if not news and (charged, refunded) != shown and now - shown_at > _PAUSE:
+                news = ["credits so far"]
+            for what in news:
+                console.print(f"{elapsed:7.1f} s  {charged:7}  {refunded:8}  {what}")
+                shown, shown_at = (charged, refunded), now
             line.update(f"{elapsed:.0f} s, {charged} credits charged, {refunded} refunded")
             if state in FINAL_RUN_STATES:
+                console.print(f"{charged} credits charged for this run, {refunded} refunded.")
                 return state
             if elapsed > limit:
                 raise TimeoutError(f"{run} is not over after {limit:.0f} s")

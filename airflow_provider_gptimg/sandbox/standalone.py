@@ -19,7 +19,8 @@ from types import TracebackType
 import httpx
 import psutil
 
-from airflow_provider_gptimg.sandbox import reaper
+from airflow_provider_gptimg.sandbox import dags, reaper
+from airflow_provider_gptimg.sandbox.dags import FoundDags
 from airflow_provider_gptimg.sandbox.reaper import kill, processes_of
 from airflow_provider_gptimg.sandbox.rest import AirflowApi, DagRun, until
 
@@ -74,16 +75,38 @@ class StandaloneAirflow:
         :raises RuntimeError: One of them ended; the message holds the end of its log.
         :raises TimeoutError: They are not healthy in time.
         """
-        passwords = Path(self._env["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"])
-        passwords.write_text(json.dumps({self.username: self.password}))
-        migration = self._airflow("db-migrate", ["db", "migrate"])
-        until(lambda: migration.poll() is not None, timeout, "Airflow's database", pause=0.1)
-        if migration.returncode:
-            raise RuntimeError(f"Airflow's database could not be made:\n{self.output('db-migrate')}")
+        self.make_database(timeout)
         since = time.time()
         for component in _COMPONENTS:
             self._components[component] = self._airflow(component, _COMPONENTS[component])
         until(lambda: self._healthy(since), timeout, "Airflow to be healthy", pause=0.2)
+
+    def make_database(self, timeout: float = 300.0) -> None:
+        """Make the database, unless that was done.
+
+        :param timeout: Seconds.
+        :raises RuntimeError: It could not be made; the message holds the end of the log.
+        """
+        passwords = Path(self._env["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"])
+        if passwords.exists():
+            return
+        migration = self._airflow("db-migrate", ["db", "migrate"])
+        until(lambda: migration.poll() is not None, timeout, "Airflow's database", pause=0.1)
+        if migration.returncode:
+            raise RuntimeError(f"Airflow's database could not be made:\n{self.output('db-migrate')}")
+        passwords.write_text(json.dumps({self.username: self.password}))
+
+    def find_dags(self) -> FoundDags:
+        """Return what the DAG files define, and what is wrong with them. It needs the database, and no component.
+
+        :raises RuntimeError: Python ended while it read them; the message holds the end of what it printed.
+        """
+        self.make_database()
+        command = [sys.executable, "-m", dags.__name__, self._env["AIRFLOW__CORE__DAGS_FOLDER"]]
+        ended = subprocess.run(command, env=self._env, cwd=self.home, capture_output=True, text=True)  # noqa: S603
+        if ended.returncode:
+            raise RuntimeError("\n".join(["The DAG files cannot be read:", *ended.stderr.splitlines()[-10:]]))
+        return FoundDags(**json.loads(ended.stdout.splitlines()[-1]))
 
     def stop(self) -> None:
         """Kill all its processes and remove its home. This also happens when the process that made it ends."""
@@ -106,12 +129,7 @@ class StandaloneAirflow:
         self.stop()
 
     def trigger(self, dag_id: str, conf: Mapping[str, object] | None = None, timeout: float = 120.0) -> DagRun:
-        """Run a DAG, and return its run at once.
-
-        :param conf: Values for its params.
-        :param timeout: Seconds for the DAG to be found.
-        :raises RuntimeError: It cannot be imported; the message says why.
-        """
+        """Run a DAG as :meth:`.AirflowApi.trigger` does, and return its run at once."""
         return self.api.trigger(dag_id, conf, timeout)
 
     def launch(self, component: str, timeout: float = 120.0) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from rich.console import Console
@@ -57,7 +58,7 @@ def test_it_brings_the_pictures_of_an_example_and_stays_if_told_so(tmp_path):
             if "Airflow stays at" in line:
                 break
         (url,) = re.findall(r"Airflow stays at (http://127\.0\.0\.1:\d+)/dags/example_gptimg_edit/", output)
-        ((username, password),) = re.findall(r"Log in as (\S+), password (\S+)", output)
+        ((username, password),) = re.findall(r"Login +(\S+), password (\S+)", output)
         assert AirflowApi(url, username, password).call("GET", "/dags/example_gptimg_edit")
         command.send_signal(signal.SIGINT)
         command.communicate()
@@ -93,17 +94,113 @@ def test_the_real_api_needs_a_bucket(tmp_path):
 @pytest.mark.parametrize(
     ("lack", "told"),
     [
+        ("sys.modules['PIL'] = None", "The sandbox needs Pillow"),
         ("sys.modules['moto'] = None", "The sandbox needs moto"),
         ("metadata.version = lambda name: '2.11.2'", "The sandbox needs Airflow 3.3 or newer, and this is 2.11.2"),
     ],
-    ids=["extra", "Airflow"],
+    ids=["Pillow", "moto", "Airflow"],
 )
 def test_what_is_missing_is_named_with_the_way_to_install_it(lack, told):
     run = "from airflow_provider_gptimg.sandbox.__main__ import main; main([])"
     code = f"import sys; from importlib import metadata; {lack}; {run}"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == 2
-    assert ended.stderr.endswith(f"error: {told}: pip install 'airflow-provider-gptimg[sandbox]'\n")
+    assert ended.stderr == f"{told}: pip install 'airflow-provider-gptimg[sandbox]'\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--dags-folder", "nowhere"], "--dags-folder: nowhere is not a folder"),
+        (["--dags-folder", "empty"], "--dags-folder: empty has no Python file, so no DAG"),
+        (
+            ["--dag", "example_gptimg_bach"],
+            "There is no DAG 'example_gptimg_bach' in the examples: did you mean 'example_gptimg_batch'?",
+        ),
+    ],
+)
+def test_a_slip_of_the_command_is_told_in_one_line_before_anything_starts(arguments, told, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with start(*arguments, folder=tmp_path) as command:
+        output, _ = command.communicate()
+    assert (command.returncode, output) == (2, f"{told}\n")
+    assert left_in(tmp_path) == []
+
+
+OWN_DAG = """
+from airflow.sdk import DAG
+from airflow_provider_gptimg.operators.gptimg import GptImgSubmitOperator
+from airflow_provider_gptimg.transfers.gptimg_to_s3 import GptImgToS3Operator
+from beside import PROMPT
+
+with DAG("poster"):
+    submit = GptImgSubmitOperator(task_id="submit", prompt=PROMPT)
+    GptImgToS3Operator(task_id="mirror", gptimg_task_id=submit.output, s3_bucket="my-images", deferrable=True)
+"""
+BROKEN = "from airflow.sdk import DAG\nimport no_such_module\n"
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A folder with a DAG, a module that it imports, and a DAG file that cannot be imported."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for name, text in (("poster.py", OWN_DAG), ("beside.py", 'PROMPT = "A cat"\n'), ("broken.py", BROKEN)):
+        folder.joinpath(name).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("dag", "told"),
+    [
+        ("postr", "There is no DAG 'postr' in own: did you mean 'poster'?"),
+        ("other", "There is no DAG 'other' in own: it has poster"),
+    ],
+)
+def test_a_dag_that_is_not_in_the_folder_is_told_with_what_is(dag, told, own, tmp_path):
+    with start("--dags-folder", "own", "--dag", dag, folder=tmp_path) as command:
+        output, _ = command.communicate()
+    assert command.returncode == 1
+    assert "broken.py cannot be imported: line 2: ModuleNotFoundError: No module named 'no_such_module'\n" in output
+    assert f"{told}\n" in output
+    assert "Traceback" not in output
+    assert left_in(tmp_path) == []
+
+
+def test_it_runs_ones_own_dags_and_reads_them_again_when_they_change(own, tmp_path):
+    with start("--dags-folder", "own", "--speed", "20", "--keep", folder=tmp_path) as command:
+        lines: list[str] = []
+
+        def read_until(pattern: str) -> re.Match[str]:
+            for line in command.stdout:
+                lines.append(line)
+                if found := re.search(pattern, line):
+                    return found
+            raise AssertionError("".join(lines))
+
+        url = read_until(r"^Airflow +(http://\S+)")[1]
+        username, password = read_until(r"^Login +(\S+), password (\S+)").groups()
+        tasks = read_until(r"^API +(http://\S+) ")[1] + "/_emulator/tasks"
+        read_until(r"^2 credits charged for this run, 0 refunded")
+        read_until(r"^Airflow stays at ")
+        api = AirflowApi(url, username, password)
+        for conn_id in ("gptimg_default", "aws_default"):
+            stored = api.call("GET", f"/connections/{conn_id}")
+            form = {name: stored[name] for name in ("connection_id", "conn_type", "host", "login", "port", "extra")}
+            assert api.call("POST", "/connections/test", form)["status"], "with the password from the database"
+        own.joinpath("broken.py").write_text("")
+        read_until(r"^broken\.py can be imported again")
+        own.joinpath("beside.py").write_text('PROMPT = "A dog"\n')
+        own.joinpath("poster.py").write_text(OWN_DAG.replace('"poster"', '"placard"'))
+        assert api.trigger("placard").wait() == "success"
+        read_until(r"^2 credits charged for gpt-image-2-\S+; in all 4 charged, 0 refunded")
+        read_until(r"^placard has ended: success; 1 images saved to ")
+        assert [task["prompt"] for task in httpx.get(tasks, trust_env=False).json()] == ["A cat", "A dog"]
+        command.send_signal(signal.SIGINT)
+        command.communicate()
+    assert command.returncode == 0
+    assert len(list((tmp_path / "gptimg-out").iterdir())) == 2
+    assert left_in(tmp_path) == []
 
 
 def test_a_failed_run_is_told_with_the_log_of_its_task(airflow: StandaloneAirflow, emulator: Emulator):

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""News of a sandbox that stays up: credits that are spent, runs that end, DAG files that cannot be imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from airflow_provider_gptimg.sandbox.rest import FINAL_RUN_STATES, AirflowApi, DagRun
+from airflow_provider_gptimg.sandbox.services import Services
+from airflow_provider_gptimg.sandbox.show import mirrored_objects, save_images
+
+__all__ = ["Watch"]
+
+
+class Watch:
+    """A look at Airflow and at the stand-in, again and again; what was there at the start is not news.
+
+    :param output: Folder for the images of runs that end.
+    """
+
+    def __init__(self, api: AirflowApi, services: Services, output: Path) -> None:
+        self._api = api
+        self._services = services
+        self._output = output
+        self._entries = len(self._ledger())
+        self._ended = {run for run, state in self._runs() if state in FINAL_RUN_STATES}
+        self._errors = self._import_errors()
+
+    def news(self) -> Iterator[str]:
+        """Yield a line for each thing that has happened since the last look."""
+        yield from self._spent()
+        try:
+            yield from self._broken()
+            yield from self._over()
+        except httpx.HTTPError:
+            return  # Airflow is busy: the next look finds it
+
+    def _spent(self) -> Iterator[str]:
+        ledger = self._ledger()
+        for entry in ledger[self._entries :]:
+            charged = sum(each.credits for each in ledger if each.kind == "charge")
+            refunded = sum(each.credits for each in ledger if each.kind == "refund")
+            kind = "charged" if entry.kind == "charge" else "refunded"
+            yield f"{entry.credits} credits {kind} for {entry.task_id}; in all {charged} charged, {refunded} refunded"
+        self._entries = len(ledger)
+
+    def _broken(self) -> Iterator[str]:
+        errors = self._import_errors()
+        for path, error in errors.items():
+            if self._errors.get(path) != error:
+                yield f"{path} cannot be imported: {error}"
+        for path in self._errors.keys() - errors.keys():
+            yield f"{path} can be imported again"
+        self._errors = errors
+
+    def _over(self) -> Iterator[str]:
+        for run, state in self._runs():
+            if state not in FINAL_RUN_STATES or run in self._ended:
+                continue
+            self._ended.add(run)
+            files = save_images(mirrored_objects(run, self._services.s3), self._services.s3, self._output)
+            images = f"; {len(files)} images saved to ./{self._output}/" if files else ""
+            yield f"{run.dag_id} has ended: {state}{images}. See {run.url}"
+
+    def _runs(self) -> list[tuple[DagRun, str]]:
+        found = self._api.call("GET", "/dags/~/dagRuns", order_by="-start_date", limit=50)["dag_runs"]
+        return [(DagRun(self._api, run["dag_id"], run["dag_run_id"]), run["state"]) for run in found]
+
+    def _import_errors(self) -> dict[str, str]:
+        errors = self._api.import_errors()
+        return {error["filename"]: error["stack_trace"].strip().splitlines()[-1] for error in errors}
+
+    def _ledger(self) -> list[Any]:
+        return self._services.emulator.ledger if self._services.emulator else []
