@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_gptimg.airflow_compat import AirflowFailException
+from airflow_provider_gptimg.airflow_compat import AirflowException, AirflowFailException
+from airflow_provider_gptimg.api.texts import nearest
 from airflow_provider_gptimg.exceptions import (
     GptImgAuthError,
     GptImgError,
@@ -27,7 +29,7 @@ except ImportError:  # before Airflow 3.3
 if TYPE_CHECKING:
     from airflow_provider_gptimg.airflow_compat import Context
 
-__all__ = ["airflow_verdict", "is_final", "retry_policy_argument"]
+__all__ = ["airflow_verdict", "is_final", "retry_policy_argument", "unknown_arguments"]
 
 # The same attempt again would end the same.
 _FINAL = (
@@ -95,3 +97,21 @@ def retry_policy_argument(retry_policy: Any) -> dict[str, Any]:
     Empty before Airflow 3.3, whose operators know none.
     """
     return {} if RetryPolicy is None else {"retry_policy": retry_policy or GptImgRetryPolicy()}
+
+
+@contextmanager
+def unknown_arguments(operator: type, names: Iterable[str]) -> Iterator[None]:
+    """Add to Airflow's error about an unknown argument of an operator which one was probably meant.
+
+    :param names: Of the arguments that are passed on to Airflow.
+    """
+    try:
+        yield
+    except (TypeError, AirflowException) as error:
+        constructors = (vars(each)["__init__"] for each in operator.__mro__ if "__init__" in vars(each))
+        known = {name for each in constructors for name in inspect.signature(each).parameters}
+        shown = getattr(operator, "custom_operator_name", operator.__name__)
+        for name in names:
+            if name not in known and (near := nearest(name, known)):
+                error.add_note(f"{shown} has no argument {name!r}: did you mean {near!r}?")
+        raise

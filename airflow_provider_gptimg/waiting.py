@@ -88,6 +88,7 @@ class WaitMixin:
         from airflow_provider_gptimg.hooks.gptimg import GptImgHook
 
         self.operator_extra_links = ()
+        refuse_airflow_ids(gptimg_task_id, context.get("dag"))
         status = read_event(event)
         wait = TaskWait(
             GptImgHook(self.gptimg_conn_id),
@@ -280,11 +281,32 @@ def read_task_ids(value: Any) -> tuple[list[str], dict[str, ImageTask]]:
         )
     task_ids, finished = [], {}
     for entry in entries:
+        if isinstance(entry, Mapping) and "task_id" not in entry:
+            raise GptImgRequestError(
+                f"gptimg_task_id={entry!r:.120} is a dict without 'task_id': pass a finished task, as a "
+                "GptImgGenerateOperator or GptImgTaskSensor returns it, or an image task's id"
+            )
         task_id = check_task_id(entry.get("task_id") if isinstance(entry, Mapping) else entry)
         task_ids.append(task_id)
         if isinstance(entry, Mapping) and (task := ImageTask.from_dict(entry)):
             finished[task_id] = task
     return task_ids, finished
+
+
+def refuse_airflow_ids(value: Any, dag: Any) -> None:
+    """Refuse the id of an Airflow task in the place of an image task's.
+
+    :param value: As :func:`read_task_ids`.
+    :param dag: The DAG that runs; None: unknown.
+    :raises GptImgRequestError: It names a task of the DAG.
+    """
+    airflow_ids = set(getattr(dag, "task_ids", ()))
+    for entry in [value] if isinstance(value, str) else value if isinstance(value, Sequence) else ():
+        if isinstance(entry, str) and entry in airflow_ids:
+            raise GptImgRequestError(
+                f"gptimg_task_id={entry!r} is the task_id of a task in this DAG, not the id of an image task: pass "
+                f"what that task returns, as in gptimg_task_id={entry.rpartition('.')[2]}.output"
+            )
 
 
 def raise_failures(outcomes: Mapping[str, ImageTask | GptImgError]) -> None:

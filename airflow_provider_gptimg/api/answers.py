@@ -35,6 +35,7 @@ from airflow_provider_gptimg.exceptions import (
 
 __all__ = ["Answer", "NoAnswer", "decode", "judge_probe", "unanswered"]
 
+_USUAL_START = "gpt-image-2-"
 _PASSING = (408, 409, 425)
 """Refusals of a poll that the same poll may not meet again."""
 
@@ -162,9 +163,12 @@ def _read_error(call: Call, answer: Answer) -> GptImgError:
     if status == 402:
         return GptImgInsufficientCreditsError(f"Not enough credits, nothing was charged: {envelope.message}", **details)
     if status == 404 and call.task_id:
-        return GptImgTaskNotFoundError(
+        missing = GptImgTaskNotFoundError(
             f"gptimg knows no image task {call.task_id} for this key: {envelope.message}", **details
         )
+        if not call.task_id.startswith(_USUAL_START):
+            missing.add_hint(f"Ids begin with {_USUAL_START!r}: pass the XCom of a submit, as in submit.output")
+        return missing
     if status in _PASSING and not call.is_submit:
         return GptImgServerError(f"gptimg did not answer the poll: {envelope.message}", **details)
     if 400 <= status < 500:

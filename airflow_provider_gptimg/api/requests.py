@@ -8,13 +8,13 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from airflow_provider_gptimg.api.s3_uri import split_s3_uri
 from airflow_provider_gptimg.api.tasks import CREDITS_PER_IMAGE, MAX_IMAGES
-from airflow_provider_gptimg.api.texts import texts_of, unsendable
+from airflow_provider_gptimg.api.texts import nearest, texts_of, unsendable
 from airflow_provider_gptimg.exceptions import GptImgRequestError
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "SUBMIT_ARGUMENTS",
     "ImageRequest",
     "check_max_credits",
+    "check_names",
     "check_on_unknown_submission",
 ]
 
@@ -33,6 +34,18 @@ _ON_UNKNOWN_SUBMISSION = ("fail", "resubmit")
 
 SUBMIT_ARGUMENTS = ("prompt", "aspect_ratio", "n", "reference_images", "extra_body", "on_unknown_submission")
 """Arguments that one request may say for itself: of a batch, or returned by a decorated function."""
+
+
+def check_names(names: Iterable[object], what: str = "an argument of a request") -> None:
+    """Refuse names that are not of submit arguments.
+
+    :param what: They should be, for the message.
+    :raises GptImgRequestError: Names the first of them, and what it probably means.
+    """
+    if unknown := sorted(str(name) for name in names if name not in SUBMIT_ARGUMENTS):
+        near = nearest(unknown[0], SUBMIT_ARGUMENTS)
+        hint = f"did you mean {near!r}?" if near else f"use {', '.join(SUBMIT_ARGUMENTS)}"
+        raise GptImgRequestError(f"{unknown[0]!r:.80} is not {what}: {hint}")
 
 
 def check_on_unknown_submission(policy: object) -> str | None:

@@ -46,6 +46,11 @@ def check_task_id(task_id: object) -> str:
 
     :raises GptImgRequestError: It is not a text, is empty, or has characters that would change the URL.
     """
+    if task_id == "None":
+        raise GptImgRequestError(
+            "gptimg_task_id='None' is what a template renders that finds nothing: pass the XCom of the task that "
+            "submits, as in gptimg_task_id=submit.output"
+        )
     if is_task_id(task_id):
         return task_id
     raise GptImgRequestError(

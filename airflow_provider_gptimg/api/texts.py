@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["clean", "clean_url", "read_payload", "texts_of", "unsendable"]
+__all__ = ["clean", "clean_url", "nearest", "read_payload", "texts_of", "unsendable"]
 
 # Also a query without a scheme before it, and one that is percent-encoded in another URL.
 _QUERY = re.compile(r"(?:\?|%3f)[a-z0-9_%.~-][^\s\"'<>]*", re.IGNORECASE)
@@ -38,6 +38,15 @@ def clean(text: str, limit: int = 300) -> str:
 def clean_url(url: str) -> str:
     """Return a URL as it may be shown: without query and fragment, and without control characters."""
     return clean(re.split(r"[?#]", url, maxsplit=1)[0], 200)
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that a misspelt one probably meant, whatever its case; None if none is near."""
+    from difflib import get_close_matches
+
+    by_lower_case = {each.lower(): each for each in known}
+    near = get_close_matches(name.lower(), by_lower_case, n=1)
+    return by_lower_case[near[0]] if near else None
 
 
 def texts_of(value: Any) -> Iterator[str]:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_provider_gptimg.api.requests import SUBMIT_ARGUMENTS, ImageRequest, check_on_unknown_submission
+from airflow_provider_gptimg.api.requests import ImageRequest, check_names, check_on_unknown_submission
 from airflow_provider_gptimg.api.s3_uri import split_s3_uri
+from airflow_provider_gptimg.api.texts import nearest
 from airflow_provider_gptimg.exceptions import GptImgRequestError
 
 __all__ = ["BatchRequest", "read_requests"]
@@ -78,16 +79,18 @@ def _check_all(entries: Iterable[tuple[str, Any]], references_field: str) -> lis
     if wrong:
         name, first = wrong[0]
         others = [other for other, _ in wrong[1:]]
-        more = f". {len(others)} more are wrong: {', '.join(others[:_SHOWN])}" if others else ""
-        more += ", …" if len(others) > _SHOWN else ""
-        raise GptImgRequestError(f"{name}: {first.message}{more}. Nothing was sent")
+        told = GptImgRequestError(f"{name}: {first.message}")
+        if others:
+            more = ", …" if len(others) > _SHOWN else ""
+            told.add_hint(f"{len(others)} more are wrong: {', '.join(others[:_SHOWN])}{more}")
+        told.add_hint("Nothing was sent")
+        raise told
     return checked
 
 
 def _check(name: str, entry: Any, references_field: str) -> BatchRequest:
     arguments = dict(entry) if isinstance(entry, Mapping) else {"prompt": entry}
-    if unknown := sorted(str(argument) for argument in arguments if argument not in SUBMIT_ARGUMENTS):
-        raise GptImgRequestError(f"{unknown[0]!r} is not an argument of a request: use {', '.join(SUBMIT_ARGUMENTS)}")
+    check_names(arguments)
     on_unknown = check_on_unknown_submission(arguments.pop("on_unknown_submission", None))
     request = ImageRequest.check(arguments.pop("prompt", None), **arguments)
     request.body(references_field)  # refuses an extra_body that sets what has an argument of its own
@@ -115,7 +118,9 @@ def _read_csv(text: str, uri: str) -> Iterator[tuple[int, Any]]:
     try:
         header = reader.fieldnames or []
         if "prompt" not in header:
-            raise GptImgRequestError(f"line 1 of {uri} is not a header with 'prompt' in it: {header!r:.120}")
+            near = nearest("prompt", filter(None, header))
+            hint = f". Did you mean 'prompt' by {near!r}?" if near else ""
+            raise GptImgRequestError(f"line 1 of {uri} is not a header with 'prompt' in it: {header!r:.120}{hint}")
         if twice := [name for name in header if name and header.count(name) > 1]:
             raise GptImgRequestError(f"line 1 of {uri} names {twice[0]!r} twice: which column counts?")
         for row in reader:

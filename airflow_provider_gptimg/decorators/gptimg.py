@@ -68,15 +68,10 @@ class _GptImgDecoratedOperator(DecoratedOperator, GptImgGenerateOperator):
         return GptImgGenerateOperator.execute(self, context)
 
     def _take(self, returned: Any) -> None:
-        from airflow_provider_gptimg.api.requests import SUBMIT_ARGUMENTS
-        from airflow_provider_gptimg.exceptions import GptImgRequestError
+        from airflow_provider_gptimg.api.requests import check_names
 
         arguments = returned if isinstance(returned, Mapping) else {"prompt": returned}
-        if unknown := sorted(str(name) for name in arguments if name not in SUBMIT_ARGUMENTS):
-            raise GptImgRequestError(
-                f"The function of @task.gptimg returned {unknown[0]!r}, which is not a submit argument: "
-                f"{', '.join(SUBMIT_ARGUMENTS)} are"
-            )
+        check_names(arguments, "a submit argument, and the function of @task.gptimg returned it")
         for name, value in arguments.items():
             setattr(self, name, value)
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import re
@@ -11,6 +10,7 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_gptimg.api.texts import nearest
 from airflow_provider_gptimg.exceptions import GptImgRequestError
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ def read_extra(conn: Connection) -> dict[str, Any]:
 
 @lru_cache(maxsize=256)  # once a process: a triggerer reads its connections each minute
 def _warn_of_extra(conn_id: str, name: str) -> None:
-    near = difflib.get_close_matches(name.lower(), _EXTRAS, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"the known ones are {', '.join(_EXTRAS)}"
+    near = nearest(name, _EXTRAS)
+    hint = f"did you mean {near!r}?" if near else f"the known ones are {', '.join(_EXTRAS)}"
     log.warning("Connection %r: extra %r is not known and has no effect; %s", conn_id, name, hint)
 
 

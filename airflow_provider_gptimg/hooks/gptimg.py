@@ -17,8 +17,9 @@ from airflow_provider_gptimg.airflow_compat import BaseHook
 from airflow_provider_gptimg.api.answers import Answer, NoAnswer, judge_probe
 from airflow_provider_gptimg.api.calls import Call, poll_call, probe_call, submit_call
 from airflow_provider_gptimg.api.protocol import MAX_ATTEMPTS, Sleep, converse
-from airflow_provider_gptimg.api.requests import ImageRequest, check_on_unknown_submission
+from airflow_provider_gptimg.api.requests import SUBMIT_ARGUMENTS, ImageRequest, check_on_unknown_submission
 from airflow_provider_gptimg.api.tasks import ImageTask
+from airflow_provider_gptimg.api.texts import nearest
 from airflow_provider_gptimg.exceptions import (
     GptImgAuthError,
     GptImgError,
@@ -63,6 +64,7 @@ class GptImgHook(BaseHook):
         super().__init__(**kwargs)
         self.gptimg_conn_id = gptimg_conn_id
         self._presigner = Presigner()
+        self._seen_fields: set[str] = set()
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
@@ -127,6 +129,12 @@ class GptImgHook(BaseHook):
         """
         references_field = self.settings.reference_images_field
         self.settings.refuse_key(submit_call(request, references_field))
+        for name in set(request.extra_body or ()) - self._seen_fields:
+            self._seen_fields.add(name)
+            if near := nearest(name, SUBMIT_ARGUMENTS):
+                self.log.warning(
+                    "extra_body sets %r, which goes to the API as it is; did you mean the argument %r?", name, near
+                )
         presigned = self._presigner.presign(request, aws_conn_id)
         return PreparedSubmit(
             call=submit_call(presigned, references_field),

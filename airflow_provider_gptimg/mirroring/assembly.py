@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgRequestError
@@ -72,6 +73,11 @@ class Mirroring:
             raise GptImgRequestError(f"concurrency={concurrency!r:.80} is not a whole number of at least 1")
         if not isinstance(arguments.require_c2pa, bool):
             raise GptImgRequestError(f"require_c2pa={arguments.require_c2pa!r:.80} is neither True nor False")
+        verify = arguments.verify
+        if isinstance(verify, str) and not Path(verify).exists():
+            raise GptImgRequestError(
+                f"verify={verify!r:.200} is not True, False or the path of a CA bundle on this worker"
+            )
         destination = Destination.check(
             s3_key=arguments.s3_key,
             s3_bucket=arguments.s3_bucket,

@@ -21,6 +21,7 @@ from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
 from airflow_provider_gptimg import __version__
 from airflow_provider_gptimg.api.protocol import backoff
+from airflow_provider_gptimg.api.texts import nearest
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgRequestError
 from airflow_provider_gptimg.mirroring.marks import metadata_size
 from airflow_provider_gptimg.mirroring.s3_errors import (
@@ -252,6 +253,11 @@ class S3Store:
             return {"ChecksumSHA256": base64.b64encode(content.digest).decode()}
         return {"ContentMD5": base64.b64encode(md5_of(content.file)).decode()}
 
+    @property
+    def _is_aws(self) -> bool:
+        host = urlsplit(self._client.meta.endpoint_url).hostname or ""
+        return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
+
     def check_put(self, bucket: str, key: str, argument: str) -> None:
         """Refuse arguments of PutObject and bucket names that no store accepts.
 
@@ -262,10 +268,18 @@ class S3Store:
         """
         known = self._client.meta.service_model.operation_model("PutObject").input_shape.members
         if unknown := [name for name in self._put_arguments if name not in known]:
-            raise GptImgRequestError(
-                f"extra_args sets {unknown[0]!r}, which S3's PutObject does not know; it knows "
-                f"{', '.join(sorted(known))}"
-            )
+            near = nearest(str(unknown[0]), known)
+            hint = f"did you mean {near!r}?" if near else f"it knows {', '.join(sorted(known))}"
+            raise GptImgRequestError(f"extra_args sets {unknown[0]!r}, which S3's PutObject does not know; {hint}")
+        for name, value in self._put_arguments.items():
+            allowed = getattr(known[name], "enum", ())
+            # A store of another vendor may have storage classes of its own.
+            if value in allowed or not allowed or (name == "StorageClass" and not self._is_aws):
+                continue
+            near = nearest(str(value), allowed)
+            hint = f"did you mean {near!r}?" if near else f"use {', '.join(allowed)}"
+            shown = f"acl_policy={value!r:.80}" if name == "ACL" else f"extra_args sets {name}={value!r:.80}, which"
+            raise GptImgRequestError(f"{shown} is not a value that S3's PutObject takes: {hint}")
         for what, arguments in (
             (f"{argument} is not a valid bucket name", {}),
             ("extra_args is not what S3's PutObject takes", self._put_arguments),

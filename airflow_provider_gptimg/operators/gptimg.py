@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_gptimg.airflow_compat import BaseOperator, conf
 from airflow_provider_gptimg.links.gptimg import FirstImageLink, first_image_url, known_links, task_links
 from airflow_provider_gptimg.polling import DEFAULT_TIMEOUT
-from airflow_provider_gptimg.verdicts import airflow_verdict, retry_policy_argument
+from airflow_provider_gptimg.verdicts import airflow_verdict, retry_policy_argument, unknown_arguments
 from airflow_provider_gptimg.waiting import WaitMixin, read_task_id
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ class GptImgSubmitOperator(BaseOperator):
         retry_policy: Any = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**retry_policy_argument(retry_policy), **kwargs)
+        with unknown_arguments(type(self), kwargs):
+            super().__init__(**retry_policy_argument(retry_policy), **kwargs)
         self.prompt = prompt
         self.aspect_ratio = aspect_ratio
         self.n = n

@@ -24,7 +24,7 @@ from airflow_provider_gptimg.airflow_compat import (
 from airflow_provider_gptimg.exceptions import GptImgTaskFailedError, GptImgTimeoutError
 from airflow_provider_gptimg.links.gptimg import FirstImageLink, first_image_url, known_links, task_links
 from airflow_provider_gptimg.polling import DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT
-from airflow_provider_gptimg.verdicts import airflow_verdict, retry_policy_argument
+from airflow_provider_gptimg.verdicts import airflow_verdict, retry_policy_argument, unknown_arguments
 from airflow_provider_gptimg.waiting import TaskWait, WaitMixin
 
 if TYPE_CHECKING:
@@ -85,12 +85,13 @@ class GptImgTaskSensor(WaitMixin, BaseSensorOperator):
             poll_interval = poke_interval
         if isinstance(poll_interval, timedelta):
             poll_interval = poll_interval.total_seconds()
-        super().__init__(
-            poke_interval=DEFAULT_POLL_INTERVAL if poll_interval is None else poll_interval,
-            timeout=timeout,
-            **retry_policy_argument(retry_policy),
-            **kwargs,
-        )
+        with unknown_arguments(type(self), kwargs):
+            super().__init__(
+                poke_interval=DEFAULT_POLL_INTERVAL if poll_interval is None else poll_interval,
+                timeout=timeout,
+                **retry_policy_argument(retry_policy),
+                **kwargs,
+            )
         self.gptimg_task_id = gptimg_task_id
         self.gptimg_conn_id = gptimg_conn_id
         self.deferrable = deferrable

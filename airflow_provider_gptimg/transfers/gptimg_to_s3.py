@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_gptimg.airflow_compat import BaseOperator, conf
 from airflow_provider_gptimg.links.gptimg import S3ObjectsLink, known_links, objects_url, task_links
 from airflow_provider_gptimg.polling import DEFAULT_TIMEOUT
-from airflow_provider_gptimg.verdicts import airflow_verdict, retry_policy_argument
+from airflow_provider_gptimg.verdicts import airflow_verdict, retry_policy_argument, unknown_arguments
 from airflow_provider_gptimg.waiting import TaskWait, WaitMixin, raise_failures
 
 if TYPE_CHECKING:
@@ -105,7 +105,8 @@ class GptImgToS3Operator(WaitMixin, BaseOperator):
         retry_policy: Any = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**retry_policy_argument(retry_policy), **kwargs)
+        with unknown_arguments(type(self), kwargs):
+            super().__init__(**retry_policy_argument(retry_policy), **kwargs)
         self.gptimg_task_id = gptimg_task_id
         self.s3_key = s3_key
         self.s3_bucket = s3_bucket

@@ -71,9 +71,18 @@ def test_own_metadata_joins_the_transfers(emulator, s3, mirror):
     assert mirror(task_id, **arguments)[0]["skipped"]
 
 
-@pytest.mark.parametrize("name", ["Storageclass", "storage_class", "SSEKMSKeyID", "CacheControl ", 5])
-def test_argument_that_s3_does_not_know_is_refused_before_any_call(emulator, s3, mirror, name):
-    with pytest.raises(AirflowFailException, match=r"does not know; it knows ACL,.*StorageClass"):
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("Storageclass", "did you mean 'StorageClass'"),
+        ("storage_class", "did you mean 'StorageClass'"),
+        ("SSEKMSKeyID", "did you mean 'SSEKMSKeyId'"),
+        ("CacheControl ", "did you mean 'CacheControl'"),
+        (5, "it knows ACL,.*StorageClass"),
+    ],
+)
+def test_argument_that_s3_does_not_know_is_refused_before_any_call(emulator, s3, mirror, name, hint):
+    with pytest.raises(AirflowFailException, match=f"does not know; {hint}"):
         mirror(emulator.add_task(), extra_args={name: "x"})
     assert not emulator.calls
 

@@ -154,7 +154,7 @@ def own(tmp_path: Path) -> Path:
     ("dag", "told"),
     [
         ("postr", "There is no DAG 'postr' in own: did you mean 'poster'?"),
-        ("other", "There is no DAG 'other' in own: it has poster"),
+        ("catalogue", "There is no DAG 'catalogue' in own: it has poster"),
     ],
 )
 def test_a_dag_that_is_not_in_the_folder_is_told_with_what_is(dag, told, own, tmp_path):

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The usual slips of a DAG author: each message says what was meant, before anything is paid for."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+import pytest
+from airflow_names import DAG
+from attempts import fails_at_once
+
+from airflow_provider_gptimg.airflow_compat import AirflowFailException
+from airflow_provider_gptimg.exceptions import GptImgAuthError, GptImgRequestError, GptImgTaskNotFoundError
+from airflow_provider_gptimg.hooks.gptimg import GptImgHook
+from airflow_provider_gptimg.operators.gptimg import GptImgGenerateOperator, GptImgSubmitOperator
+from airflow_provider_gptimg.operators.gptimg_batch import GptImgBatchToS3Operator
+from airflow_provider_gptimg.sensors.gptimg import GptImgTaskSensor
+from airflow_provider_gptimg.transfers.gptimg_to_s3 import GptImgToS3Operator
+
+
+@pytest.mark.parametrize(
+    ("operator", "arguments", "hint"),
+    [
+        (
+            GptImgSubmitOperator,
+            {"prompt": "x", "aspect_ration": "1:1"},
+            "no argument 'aspect_ration': did you mean 'aspect_ratio'?",
+        ),
+        (GptImgGenerateOperator, {"prompt": "x", "poll_intervall": 5}, "did you mean 'poll_interval'?"),
+        (GptImgToS3Operator, {"gptimg_task_id": "x", "bucket": "b"}, "did you mean 's3_bucket'?"),
+        (GptImgBatchToS3Operator, {"requests": [], "max_inflight": 3}, "did you mean 'max_in_flight'?"),
+        (GptImgTaskSensor, {"gptimg_task_id": "x", "retrys": 3}, "did you mean 'retries'?"),
+    ],
+)
+def test_a_misspelt_argument_of_an_operator(operator, arguments, hint):
+    with pytest.raises(Exception, match="Invalid arguments") as caught:  # Airflow 2 has a class of its own for it
+        operator(task_id="slip", **arguments)
+    # As Airflow shows why a DAG file cannot be imported.
+    assert hint in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("operator", [GptImgTaskSensor, GptImgToS3Operator])
+@pytest.mark.parametrize("several", [False, True], ids=["one", "list"])
+def test_the_id_of_an_airflow_task(emulator, s3, operator, several):
+    arguments = {"s3_bucket": "images"} if operator is GptImgToS3Operator else {}
+    with DAG("slip") as dag:
+        GptImgSubmitOperator(task_id="submit", prompt="x")
+        waiting = operator(task_id="wait", gptimg_task_id=["submit"] if several else "submit", **arguments)
+    with fails_at_once(GptImgRequestError) as caught:
+        waiting.execute({"dag": dag})
+    assert "as in gptimg_task_id=submit.output" in str(caught.value)
+    assert not emulator.calls
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("None", "is what a template renders that finds nothing"),
+        ({"status": "completed"}, "{'status': 'completed'} is a dict without 'task_id'"),
+    ],
+)
+def test_what_is_not_an_id(emulator, given, told):
+    with fails_at_once(GptImgRequestError) as caught:
+        GptImgTaskSensor(task_id="wait", gptimg_task_id=given).execute({})
+    assert told in str(caught.value)
+    assert not emulator.calls
+
+
+def test_an_id_that_the_api_does_not_know_and_that_looks_like_none(emulator):
+    with pytest.raises(GptImgTaskNotFoundError, match=r"Ids begin with 'gpt-image-2-'.*submit\.output"):
+        GptImgHook().get_task("submit")
+    with pytest.raises(GptImgTaskNotFoundError) as caught:
+        GptImgHook().get_task("gpt-image-2-lost")
+    assert "Ids begin" not in str(caught.value)
+
+
+def test_a_wrong_key(emulator, quick):
+    quick(password="another-key")
+    with fails_at_once(GptImgAuthError) as caught:
+        GptImgSubmitOperator(task_id="submit", prompt="x").execute({})
+    assert str(caught.value).startswith("Connection 'gptimg_default': ")
+
+
+def test_a_misspelt_field_of_the_body_is_sent_and_warned_of_once(emulator, log):
+    hook = GptImgHook()
+    for _ in range(2):
+        hook.submit("x", extra_body={"aspect_ration": "1:1", "style": "linocut"})
+    assert emulator.tasks[0].request["aspect_ration"] == "1:1"
+    said = log()
+    assert "style" not in said
+    assert said.count("did you mean the argument 'aspect_ratio'?") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"acl_policy": "public_read"}, "acl_policy='public_read' is not a value .* did you mean 'public-read'"),
+        ({"acl_policy": "everybody"}, "acl_policy='everybody' is not a value .* use private, public-read,"),
+        ({"extra_args": {"ServerSideEncryption": "aes256"}}, "did you mean 'AES256'"),
+        ({"extra_args": {"StorageClas": "GLACIER"}}, "'StorageClas', .* did you mean 'StorageClass'"),
+        ({"verify": "/no/such/bundle.pem"}, "verify='/no/such/bundle.pem' is not"),
+        ({"s3_bucket": "no such"}, "s3_bucket='no such' is not a valid bucket name"),
+        ({"s3_bucket": None}, "pass s3_bucket"),
+        ({"s3_key": "{taskid}"}, "it has {taskid}"),
+        ({"manifest_key": "{index}"}, "manifest_key='{index}' is not a key"),
+        ({"concurrency": 0}, "concurrency=0 is not"),
+    ],
+)
+@pytest.mark.parametrize("operator", ["batch", "transfer"])
+def test_a_fault_of_the_destination_comes_before_the_charge(emulator, s3, operator, arguments: dict[str, Any], told):
+    arguments = {"s3_bucket": "images"} | arguments
+    if operator == "batch":
+        task = GptImgBatchToS3Operator(task_id="slip", requests=["x"], **arguments)
+    else:
+        task = GptImgToS3Operator(task_id="slip", gptimg_task_id=emulator.add_task(), **arguments)
+    with pytest.raises(AirflowFailException, match=told):
+        task.execute({})
+    assert not emulator.calls
+
+
+def test_another_vendors_storage_class_is_left_to_its_store(emulator, s3):
+    """Which refuses it here, after it was asked."""
+    task = GptImgToS3Operator(
+        task_id="mirror",
+        gptimg_task_id=emulator.add_task(),
+        s3_bucket="images",
+        extra_args={"StorageClass": "SPINNING_RUST"},
+    )
+    with pytest.raises(AirflowFailException, match="InvalidStorageClass"):
+        task.execute({})
+    assert emulator.calls
