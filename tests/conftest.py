@@ -240,9 +240,9 @@ def airflow_db() -> str:
     return _HOME
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium, for tests that look at pages."""
+    """Chromium, for tests that look at pages. While it runs, so does an event loop: no longer than a module."""
     # Only the environment of development has it.
     sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
