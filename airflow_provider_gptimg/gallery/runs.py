@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from threading import Lock
 from typing import Any
 
@@ -21,16 +22,28 @@ from airflow_provider_gptimg.gallery.recorded import Record
 from airflow_provider_gptimg.gallery.records import Run, read_run
 from airflow_provider_gptimg.journal.stores import S3Store, open_s3_journal, owner_of, run_owner
 
-__all__ = ["load_run", "with_journal"]
+__all__ = ["load_run", "s3_journal", "with_journal"]
 
 log: logging.Logger = logging.getLogger(__name__)
 
+_KEEP_CLIENT = 300
+"""Seconds after which a changed AWS connection is heeded."""
 _LISTING_HOLDS = 4.0
 """Seconds for which all viewers of a run share one listing."""
 _MOST_READ = 2000
 """Entries that one look reads; the next look reads on."""
 _KEPT = 16 * 1024 * 1024
 """Characters of entries that are kept."""
+
+
+def s3_journal() -> S3Store | None:
+    """Return the journal, if it is in S3; its client is kept for some minutes, and gives up soon."""
+    return _open_journal(int(time.monotonic() // _KEEP_CLIENT))
+
+
+@lru_cache(maxsize=1)
+def _open_journal(_period: int) -> S3Store | None:
+    return open_s3_journal(connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 2})
 
 
 def load_run(dag_id: str, run_id: str) -> Run:
@@ -44,7 +57,7 @@ def with_journal(run: Run, dag_id: str, run_id: str) -> Run:
     """Return the run with what the journal in S3 knows of its submissions, where it is in S3."""
     submits = [record for record in run.records if record.role.submits]
     try:
-        if not submits or (journal := open_s3_journal()) is None:
+        if not submits or (journal := s3_journal()) is None:
             return run
         entries, is_cut = _read_entries(journal, dag_id, run_id, submits)
     except GptImgError as error:

@@ -12,8 +12,8 @@ from typing import Any
 from sqlalchemy import select
 
 from airflow_provider_gptimg.airflow_compat import DagRun, create_session
+from airflow_provider_gptimg.gallery.runs import s3_journal
 from airflow_provider_gptimg.journal.spending import Amounts, Spent, read_spending, sum_by
-from airflow_provider_gptimg.journal.stores import open_s3_journal
 from airflow_provider_gptimg.spending import NO_JOURNAL
 
 __all__ = ["DAYS", "MOST_RUNS", "spending"]
@@ -50,7 +50,7 @@ def spending(dag_id: str, run_id: str | None) -> dict[str, Any]:
 
 
 def _read(dag_id: str, run_id: str | None) -> dict[str, Any]:
-    journal = open_s3_journal()
+    journal = s3_journal()
     if journal is None:
         return {"missing": NO_JOURNAL}
     if run_id is not None:

@@ -205,6 +205,7 @@ class S3Store(Store):
     :param aws_conn_id: AWS connection.
     :param writer: Task instance that each entry names as its writer, for spending; None: none.
     :param parent: Store whose client it shares; None: it has its own.
+    :param limits: Of its client, as :func:`.s3_client` takes them.
     """
 
     def __init__(
@@ -214,6 +215,7 @@ class S3Store(Store):
         aws_conn_id: str | None,
         writer: dict[str, Any] | None = None,
         parent: S3Store | None = None,
+        **limits: Any,
     ) -> None:
         self._bucket = bucket
         self._prefix = prefix
@@ -221,6 +223,7 @@ class S3Store(Store):
         self._writer = {_WRITER: writer} if writer else {}
         self._client: Any = None
         self._parent = parent
+        self._limits = limits
         self.way_to_drop: str = f"delete the objects s3://{bucket}/{prefix}…"
 
     def below(self, folder: str, writer: dict[str, Any] | None = None) -> S3Store:
@@ -326,7 +329,7 @@ class S3Store(Store):
 
             from airflow_provider_gptimg.mirroring.store import s3_client
 
-            self._client = s3_client(S3Hook(aws_conn_id=self._aws_conn_id), _AT_A_TIME)
+            self._client = s3_client(S3Hook(aws_conn_id=self._aws_conn_id), _AT_A_TIME, **self._limits)
         return self._client
 
 
@@ -343,9 +346,10 @@ def _told(what: str, store: Store) -> Iterator[None]:
         ) from error
 
 
-def open_s3_journal() -> S3Store | None:
+def open_s3_journal(**limits: Any) -> S3Store | None:
     """Return the journal of all task instances, if `[gptimg] journal` says that it is in S3; else None.
 
+    :param limits: Of its client, as :func:`.s3_client` takes them.
     :raises GptImgRequestError: The setting is not understood.
     """
     setting = _setting()
@@ -355,7 +359,8 @@ def open_s3_journal() -> S3Store | None:
     if not bucket:
         raise _not_understood(setting)
     folder = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-    return S3Store(bucket, folder, conf.get("gptimg", "journal_aws_conn_id", fallback="aws_default") or None)
+    conn_id = conf.get("gptimg", "journal_aws_conn_id", fallback="aws_default") or None
+    return S3Store(bucket, folder, conn_id, **limits)
 
 
 def owner_of(dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:

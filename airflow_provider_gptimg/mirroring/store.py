@@ -70,15 +70,17 @@ class Content:
     metadata: Mapping[str, str]
 
 
-def s3_client(hook: S3Hook, connections: int) -> Any:
+def s3_client(hook: S3Hook, connections: int, **limits: Any) -> Any:
     """Return a boto3 S3 client for the hook's connection, with a pool for many requests at a time.
 
     The hook's own `get_client_type` takes three times as long, since it walks the stack to name its caller to AWS.
 
     :param connections: Requests at a time.
+    :param limits: Of botocore's `Config`, e.g. `read_timeout`.
     """
     config = hook.config
     ours = Config(
+        **limits,
         max_pool_connections=max(connections, config.max_pool_connections),
         user_agent_extra=f"{config.user_agent_extra or ''} airflow-provider-gptimg/{__version__}".strip(),
     )

@@ -61,9 +61,11 @@ def test_the_variables_of_a_run_are_read_by_one_query(airflow_db):
 def journal(s3, monkeypatch):
     monkeypatch.setenv("AIRFLOW__GPTIMG__JOURNAL", "s3://images/journal")
     monkeypatch.setattr(runs, "_kept", runs._Kept())
+    runs._open_journal.cache_clear()
     found = open_s3_journal()
     assert found is not None
-    return found
+    yield found
+    runs._open_journal.cache_clear()
 
 
 def _keep(journal: S3Store, task_id: str, map_index: int, **entries: Any) -> None:
@@ -124,5 +126,6 @@ def test_a_batch_in_s3_reads_merged_values_once(journal):
 
 def test_a_journal_that_cannot_be_read_is_told_and_hides_nothing_else(journal, monkeypatch):
     monkeypatch.setenv("AIRFLOW__GPTIMG__JOURNAL", "s3://absent-bucket/journal")
+    runs._open_journal.cache_clear()
     run = Run(records=[_record(0)])
     assert runs.with_journal(run, "posters", "r1") == replace(run, lacks_journal=True)
