@@ -100,6 +100,8 @@ class S3Proxy:
             "express": is_list and not request.query.get("prefix", "/").endswith("/") and (400, "InvalidRequest"),
             "no-unsigned": headers.get("x-amz-content-sha256") == "UNSIGNED-PAYLOAD" and (403, "AccessDenied"),
             "no-checksums": any("x-amz-checksum" in name.lower() for name in headers) and (400, "InvalidRequest"),
+            # RFC 9110: If-Match compares strongly, so that a weak tag never matches.
+            "weak-etag": headers.get("if-match", "").startswith("W/") and (412, "PreconditionFailed"),
             "501": "if-none-match" in headers and (501, "NotImplemented"),
         }
         return next((refusals[one] for one in self.behaviours if refusals.get(one)), None)
@@ -112,8 +114,8 @@ class S3Proxy:
             headers = {name.title() if "-meta-" in name.lower() else name: value for name, value in headers.items()}
         if "no-etag" in self.behaviours:
             headers = {name: value for name, value in headers.items() if name.lower() != "etag"}
-        if "weak-etag" in self.behaviours and "ETag" in headers:
-            headers["ETag"] = f"W/{headers['ETag']}"
+        if "weak-etag" in self.behaviours:
+            headers = {name: f"W/{value}" if name.lower() == "etag" else value for name, value in headers.items()}
         return status, headers
 
     def _refusal(self, request: web.Request) -> Refusal | None:
