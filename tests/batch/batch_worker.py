@@ -26,6 +26,15 @@ def attempt(order: dict[str, Any]) -> dict[str, Any]:
         return {"error": type(error.__cause__ or error).__name__, "message": str(error)}
 
 
+def prepare() -> None:
+    """Let attempts bring a state store where Airflow has none, or one that a clear empties."""
+    from airflow_provider_gptimg import airflow_compat
+    from airflow_provider_gptimg.journal import stores
+
+    vars(airflow_compat).setdefault("NEVER_EXPIRE", None)
+    stores.STATE_OUTLASTS_CLEARS = True
+
+
 def main() -> None:
     # All that an attempt imports is imported once.
     for module in (
@@ -38,6 +47,7 @@ def main() -> None:
         "batch_instance",
     ):
         import_module(module)
+    prepare()
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     print("ready", file=answers)

@@ -166,13 +166,13 @@ def test_what_the_run_would_refuse_is_said(make, complaint):
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "shop.py").write_text(
-        "from airflow.sdk import DAG\n"
+        "from airflow_names import DAG\n"
         "from airflow_provider_gptimg.operators.gptimg import GptImgSubmitOperator\n"
         "with DAG('shop'):\n"
         "    GptImgSubmitOperator(task_id='one', prompt='x', n=2)\n"
         "    GptImgSubmitOperator(task_id='other', prompt='x', n='{{ 2 }}')\n"
     )
-    (tmp_path / "broken.py").write_text("from airflow.sdk import DAG\nraise OSError('broken')\n")
+    (tmp_path / "broken.py").write_text("from airflow_names import DAG\nraise OSError('broken')\n")
     monkeypatch.setattr("airflow.settings.DAGS_FOLDER", str(tmp_path))
 
     assert main(["shop"]) == 0

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from airflow_provider_gptimg.airflow_compat import AirflowFailException
+from airflow_provider_gptimg.airflow_compat import HAS_TASK_STATE_STORE, AirflowFailException
 from airflow_provider_gptimg.api.tasks import ImageTask
 from airflow_provider_gptimg.hooks.gptimg import GptImgHook
 from airflow_provider_gptimg.journal.attempt import FIRST_RELEASE_KEY
@@ -43,9 +43,10 @@ class Backend(NoStatsLogger):
 
 def _backend_of(stats: Any) -> Iterator[Backend]:
     backend = Backend()
-    stats.initialize(factory=lambda: backend, export_legacy_names=False)
+    options = {"export_legacy_names": False} if HAS_TASK_STATE_STORE else {}  # Airflow 3.3 and newer know it
+    stats.initialize(factory=lambda: backend, **options)
     yield backend
-    stats.initialize(factory=NoStatsLogger, export_legacy_names=False)
+    stats.initialize(factory=NoStatsLogger, **options)
 
 
 @pytest.fixture

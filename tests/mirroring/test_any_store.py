@@ -12,11 +12,11 @@ from typing import Any
 
 import boto3
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException
 from mirroring_images import picture
 from real_stores import KEY, SECRET, STORES, running
 from s3_proxy import BEHAVIOURS, proxied_s3
 
+from airflow_provider_gptimg.airflow_compat import AirflowFailException
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgRequestError
 from airflow_provider_gptimg.mirroring.download import Downloader
 from airflow_provider_gptimg.mirroring.marks import DAG_ID, dag_mark, metadata_size
