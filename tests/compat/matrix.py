@@ -36,8 +36,10 @@ AIRFLOWS = {
     "3.3": ["apache-airflow>=3.3,<3.4"],
     "3.4": ["apache-airflow>=3.4.0b1,<3.5"],
 }
-PYTHONS = {"2.11": ["3.11", "3.12"], "3.0": ["3.11", "3.12"], "3.1": ["3.11", "3.13"]}
-NEWER_PYTHONS = ["3.11", "3.13", "3.14"]
+# The lowest versions run on the oldest Python, the newest on the newest that this Airflow takes.
+OLDEST_PYTHON = "3.11"
+PYTHONS = {"2.11": ["3.12"], "3.0": ["3.12"], "3.1": ["3.13"]}
+NEWER_PYTHONS = ["3.13", "3.14"]
 # The lower bounds in pyproject.toml, and the oldest common-compat that this Airflow accepts.
 LOWEST = [
     "aiohttp<3.11",
@@ -46,7 +48,7 @@ LOWEST = [
 ]
 OLDEST_COMMON_COMPAT = {"2.11": "1.7.3", "3.0": "1.7.3"}
 NAMES = [f"{airflow}-{end}" for airflow in AIRFLOWS for end in ("lowest", "newest")]
-SHORT = {"2.11-lowest": "3.11", "3.0-lowest": "3.11", "3.4-newest": "3.11"}
+SHORT = ["2.11-lowest", "3.0-lowest", "3.4-newest"]
 WITH_GALLERY = ("3.1", "3.2", "3.3", "3.4")
 # One after the other: they share a running Airflow.
 OF_GALLERY = ["--numprocesses=0", "tests/gallery", "tests/compat/test_compat_gallery.py"]
@@ -169,7 +171,9 @@ def main() -> int:
     results = []
     for name in arguments.names or (SHORT if arguments.short else NAMES):
         airflow = name.partition("-")[0]
-        pythons = [SHORT[name]] if arguments.short else PYTHONS.get(airflow, NEWER_PYTHONS)
+        pythons = [OLDEST_PYTHON]
+        if not arguments.short and name.endswith("newest"):
+            pythons = PYTHONS.get(airflow, NEWER_PYTHONS)
         for python in pythons:
             print(f"== {name}, Python {python}", flush=True)
             tests = TESTS_BELOW_3_3 if name.startswith(BELOW_3_3) else ["tests"]
