@@ -103,6 +103,7 @@ def made(airflow_db: str, dag_folder: Path, dag_ids: list[str]) -> Iterator[Made
             AIRFLOW__CORE__DAGS_FOLDER=str(dag_folder),
             AIRFLOW_CONN_GPTIMG_DEFAULT=emulator.connection_json,
             AIRFLOW_CONN_AWS_DEFAULT=server.connection_json,
+            AIRFLOW__GPTIMG__JOURNAL="s3://my-data/gptimg-journal",
         )
         keys = [found["Key"] for found in s3.list_objects_v2(Bucket="my-images")["Contents"]]
         yield Made(emulator, {key: s3.get_object(Bucket="my-images", Key=key)["Body"].read() for key in keys})

@@ -136,7 +136,7 @@ class Mirror:
         sources = [Source(task_id, index, Image("")) for index in range(images)]
         found = self._look(sources)
         for outcome in found.values():
-            if isinstance(outcome, GptImgError):
+            if isinstance(outcome, GptImgError) and not isinstance(outcome, GptImgMediaError):
                 raise outcome
         objects = [found.get(source) for source in sources]
         return [each for each in objects if isinstance(each, MirroredObject)] if all(objects) else None
