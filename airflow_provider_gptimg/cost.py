@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m airflow_provider_gptimg.cost DAG_ID`: what one run of a DAG costs, as far as its file tells."""
+"""`python -m airflow_provider_gptimg.cost DAG_ID`: estimate what one run of a DAG costs from its file."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m airflow_provider_gptimg.cost",
-        description="What one run of a DAG in the DAGs folder costs, as far as its file tells. Nothing is sent.",
+        description="Estimate what one run of a DAG in the DAGs folder costs, from its file. Nothing is sent.",
     )
     parser.add_argument("dag_id")
     dag_id = parser.parse_args(arguments).dag_id

@@ -39,7 +39,7 @@ def _gptimg_s3_server() -> Iterator[S3Server | None]:
 def gptimg_emulator(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, _gptimg_s3_server: S3Server | None
 ) -> Iterator[Emulator]:
-    """A stand-in of the API behind the connection `gptimg_default`: an `Emulator`, 100 times as fast.
+    """A stand-in for the API behind the connection `gptimg_default`: an `Emulator`, 100 times as fast.
 
     Where `moto[server]` is installed, `aws_default` leads to an empty S3 in memory, which creates a bucket when it is
     first used. A test can set arguments of `Emulator`::

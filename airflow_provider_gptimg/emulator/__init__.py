@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A local stand-in of the gpt-image-2 API: try and test DAGs without spending credits.
+"""A local stand-in for the gpt-image-2 API: try and test DAGs without spending credits.
 
 In tests, the pytest fixture `gptimg_emulator` runs it. In other code, `speed=100` makes a generation take about half a
 second::
@@ -38,7 +38,7 @@ what             the client sees                                              op
 ``gone``         on `image`: 404
 ===============  ===========================================================  =================================
 
-`envelope` says where an error's code and request id stand: `nested` (in `error`, and in the body), `flat` (both at the
+`envelope` says where an error has its code and request id: `nested` (in `error`, and in the body), `flat` (both at the
 body's top), `header` (the id in `x-request-id` only). By default they are nested, with the id in the header too.
 
 Over HTTP

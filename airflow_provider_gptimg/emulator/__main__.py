@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m airflow_provider_gptimg.emulator",
-        description="A stand-in of the gpt-image-2 API on 127.0.0.1, to try DAGs without spending credits.",
+        description="A stand-in for the gpt-image-2 API on 127.0.0.1, to try DAGs without spending credits.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--port", type=int, default=8099, help="TCP port; 0 takes a free one")

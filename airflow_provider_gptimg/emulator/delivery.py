@@ -30,7 +30,7 @@ class Holds:
         return sum(what in (None, name) for name in list(self._held.values()))
 
     def release(self) -> None:
-        """Let all of them go on."""
+        """Let all of them continue."""
         while self._held:
             future, _ = self._held.popitem()
             future.set_result(None)

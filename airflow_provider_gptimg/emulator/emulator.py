@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Emulator`: the stand-in as Python code uses it, with its server on a thread of its own."""
+"""`Emulator`: the stand-in for Python code; its server runs on a thread of its own."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ class Emulator:
 
         :param n: Number of images, unless a list of `image_bytes` or `image_urls` says how many there are.
         :param status: What it ends as; any text, for ends that the API does not document. `processing` completes if
-            told when to, else it waits for `finish()`.
+            `duration` or `polls` says when; else it waits for `finish()`.
         :param duration: Seconds from now until it ends, divided by the emulator's speed.
         :param polls: It ends at this poll (1: the first) instead of by the clock.
         :param error: It ends as failed, with this error.
@@ -263,7 +263,7 @@ class Emulator:
         return self._server.holds.waiting(what)
 
     def release(self) -> None:
-        """Let the held requests go on."""
+        """Let the held requests continue."""
         if self._loop is not None:
             asyncio.run_coroutine_threadsafe(self._server.release(), self._loop).result()
 

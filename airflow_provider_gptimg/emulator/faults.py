@@ -11,7 +11,7 @@ __all__ = ["Fault", "Faults"]
 
 CALLS = ("submit", "poll", "image")
 
-# What each fault may be told, with its defaults.
+# The options of each fault, with their defaults.
 _ERROR_OPTIONS: dict[str, Any] = {
     "code": None,
     "message": None,

@@ -97,7 +97,7 @@ class Server:
         return app
 
     async def release(self) -> None:
-        """Let the requests go on that a fault holds."""
+        """Let the requests that a fault holds continue."""
         self.holds.release()
 
     def reset(self) -> None:

@@ -34,7 +34,7 @@ class InsufficientCreditsError(Exception):
 
 
 class UnknownTaskError(KeyError):
-    """There is no such task, or it belongs to another user."""
+    """The task does not exist, or belongs to another user."""
 
 
 class State:

@@ -100,7 +100,7 @@ def read_submission(raw: bytes, references_field: str) -> Submission:
 
 
 def refuse_key_in_query(parameters: Mapping[str, str]) -> None:
-    """Raise `ApiError` (400) when the query string has a parameter that a key could stand in."""
+    """Raise `ApiError` (400) when the query string has a parameter that could hold a key."""
     for name in parameters:
         if name.lower() in KEY_PARAMETERS:
             raise ApiError(
@@ -141,7 +141,7 @@ def polled(task: Task, images_at: str) -> dict[str, Any]:
 
 
 def error_envelope(code: str, message: str, request_id: str | None) -> dict[str, Any]:
-    """Return the body of an error; without a request id when that stands elsewhere."""
+    """Return the body of an error; without a request id if that is elsewhere."""
     envelope: dict[str, Any] = {"success": False, "error": {"code": code, "message": message}}
     if request_id is not None:
         envelope["request_id"] = request_id

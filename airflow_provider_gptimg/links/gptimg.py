@@ -59,13 +59,13 @@ class _Link(BaseOperatorLink):
         self.url = url
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
-        """Return the URL; empty if there is none, or none yet."""
+        """Return the URL; empty if it is not known, or not yet."""
         if self.url is not None:
             return self.url
         try:
             return self._url(operator, ti_key)
         except Exception as error:
-            # Its text may hold what must not be logged; its type tells enough.
+            # Its text may hold a secret; its type is enough.
             log.debug("No link %r for %s: %s", self.name, ti_key, type(error).__name__)
             return ""
 
@@ -124,7 +124,7 @@ def known_links(link: type[_Link], url: str) -> tuple[_Link, ...]:
 
 
 def objects_url(hook: S3Hook, objects: Sequence[MirroredObject]) -> str:
-    """Return where a person finds the first of these objects; empty if there is none."""
+    """Return the URL of the first of these objects in a browser; empty without objects."""
     return _s3_url_for(hook, objects[0].bucket, objects[0].key) if objects else ""
 
 

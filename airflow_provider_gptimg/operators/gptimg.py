@@ -90,7 +90,7 @@ class GptImgSubmitOperator(BaseOperator):
     def execute(self, context: Context) -> Any:
         """Return the id of the image task.
 
-        :raises AirflowFailException: No other attempt would end otherwise; its cause is the error.
+        :raises AirflowFailException: Another attempt would fail in the same way; `__cause__` is the error.
         :raises GptImgError: As the table of errors in the docs says.
         """
         submission, accepted = self._obtain(context)
@@ -98,7 +98,7 @@ class GptImgSubmitOperator(BaseOperator):
         return accepted.task.task_id
 
     def on_kill(self) -> None:
-        """Send nothing more, and say what was sent and what is paid for."""
+        """Send nothing more, and log what was sent and what is paid for."""
         standing = "this process has sent nothing. What was sent before is paid for"
         if self._submission is not None:
             standing = self._submission.stop()
@@ -137,7 +137,7 @@ class GptImgSubmitOperator(BaseOperator):
         return submission, accepted
 
     def _check_wait(self, hook: GptImgHook) -> None:
-        """Refuse before anything is paid for what the wait would refuse after it."""
+        """Check the arguments of the wait before anything is paid for."""
 
 
 class GptImgGenerateOperator(GptImgSubmitOperator, WaitMixin):
@@ -184,7 +184,7 @@ class GptImgGenerateOperator(GptImgSubmitOperator, WaitMixin):
     def execute(self, context: Context) -> Any:
         """Return the finished task, or defer until it is finished.
 
-        :raises AirflowFailException: No other attempt would end otherwise; its cause is the error.
+        :raises AirflowFailException: Another attempt would fail in the same way; `__cause__` is the error.
         :raises GptImgError: As the table of errors in the docs says.
         """
         self.operator_extra_links = ()

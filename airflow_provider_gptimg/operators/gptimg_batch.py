@@ -40,7 +40,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
     All arguments of :class:`.GptImgToS3Operator` but `gptimg_task_id`, where `timeout` counts for each image task, and:
 
     :param requests: A list of prompts, or of dicts of submit arguments; or the `s3://` URI of such a list: CSV with a
-        header of argument names if it ends in `.csv`, else JSON Lines (templated; what stands in S3 is not).
+        header of argument names if it ends in `.csv`, else JSON Lines (templated; the contents of the object are not).
     :param max_in_flight: Image tasks under way at a time.
     :param max_credits: Refuse, before anything is sent, a batch that would cost more; also as text; None: no limit
         (templated).
@@ -88,7 +88,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
     def execute(self, context: Context) -> Any:
         """Return the summary, or defer until there is more to do.
 
-        :raises AirflowFailException: No other attempt would end otherwise; its cause is the error.
+        :raises AirflowFailException: Another attempt would fail in the same way; `__cause__` is the error.
         :raises GptImgError: As the table of errors in the docs says.
         """
         from airflow_provider_gptimg.batch.pace import Pace
@@ -112,7 +112,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         return self._go_on(context, Pace(**(pace or {})), digest)
 
     def on_kill(self) -> None:
-        """Send nothing more, and say what a person who ends the task should know."""
+        """Send nothing more, and log what is paid for."""
         if self._attempt:
             self._attempt.is_stopped = True
         self.log.warning("This batch sends nothing more. %s", self._batch.told() if self._batch else "")
@@ -195,7 +195,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         check_max_credits(self.max_credits, cost, f"this batch of {len(requests)} requests")
 
     def _see_through(self, batch: Batch, digest: str) -> None:
-        """Work and wait until nothing is left to do; where that is better, defer, and go on in another leg.
+        """Work and wait until nothing is left to do; where possible, defer, and continue in another leg.
 
         :param digest: Of the requests that the attempt began with.
         """
@@ -225,7 +225,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         manifest: Manifest | None,
         s3: Any,
     ) -> dict[str, Any]:
-        """Tell what there is, also of a batch that failed; then end as `on_partial_failure` says."""
+        """Publish the results, also of a batch that failed; then end as `on_partial_failure` says."""
         from airflow_provider_gptimg.batch.report import mirrored_objects
         from airflow_provider_gptimg.exceptions import GptImgError
         from airflow_provider_gptimg.mirroring.lineage import describe_outlets, report_to_collector

@@ -63,14 +63,19 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m airflow_provider_gptimg.sandbox",
-        description="Run an example DAG, or your own, on a throw-away Airflow, with a stand-in of the API and an S3 in "
-        f"memory. The images are saved to ./{OUTPUT}/.",
+        description="Run an example DAG, or your own, on a throw-away Airflow, with a stand-in for the API and an S3 "
+        f"in memory. The images are saved to ./{OUTPUT}/.",
         epilog="With GPTIMG_API_KEY and GPTIMG_BUCKET in the environment it runs on the real API, which costs "
         "credits, and on the real S3.",
     )
     parser.add_argument("--dags-folder", type=Path, metavar="DIR", help="your DAGs; default: the package's examples")
     parser.add_argument("--dag", metavar="NAME", help=f"default: the folder's only DAG, or {DEFAULT_EXAMPLE}")
-    parser.add_argument("--speed", type=_speed, default=5.0, help="of the stand-in, as a factor; default: %(default)g")
+    parser.add_argument(
+        "--speed",
+        type=_speed,
+        default=5.0,
+        help="how many times faster than the real API the stand-in is; default: %(default)g",
+    )
     parser.add_argument("--keep", action="store_true", help="leave Airflow up at the end, until Ctrl-C")
     return parser
 
@@ -133,7 +138,7 @@ def _run(options: argparse.Namespace) -> int:
 
     from airflow_provider_gptimg.sandbox.standalone import StandaloneAirflow
 
-    console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
     own: Path | None = options.dags_folder
     # The examples are switched on, so that an asset can start one; your own DAGs as in any Airflow.
     settings = _SETTINGS | {"AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": str(own is not None)}
@@ -154,9 +159,15 @@ def _run(options: argparse.Namespace) -> int:
             _show_places(airflow, services, own, console)
             succeeded, page = True, airflow.url
             if dag_id:
-                # An error of importing another file is not this DAG's.
-                run = airflow.api.trigger(dag_id, None if own else {"bucket": services.bucket}, other_errors=True)
-                succeeded, page = _show(run, services, console), run.url
+                try:
+                    # An error of importing another file is not this DAG's.
+                    run = airflow.api.trigger(dag_id, None if own else {"bucket": services.bucket}, other_errors=True)
+                    succeeded, page = _show(run, services, console), run.url
+                except RuntimeError as error:
+                    if not options.keep:
+                        raise
+                    console.print(f"{error}")  # it can be mended, or run in the UI
+                    succeeded = False
             if options.keep:
                 console.print(f"\nAirflow stays at {page} until Ctrl-C.")
                 with suppress(SystemExit):
@@ -170,7 +181,7 @@ def _run(options: argparse.Namespace) -> int:
 def _choose(found: FoundDags, options: argparse.Namespace, console: Console) -> str | None:
     """Return the DAG to run; None: none yet, a person starts one in the UI.
 
-    :raises LookupError: There is nothing to run, and nobody to start it.
+    :raises LookupError: The folder has no such DAG, or has several and the command names none.
     """
     for path, error in found.errors.items():
         console.print(f"{path} cannot be imported: {error}")

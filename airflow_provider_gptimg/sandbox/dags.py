@@ -33,16 +33,16 @@ class FoundDags:
 
         :param dag_id: What was asked for; None: the only one.
         :param folder: For the message.
-        :raises LookupError: There is no such DAG, or none at all; the message is one line.
+        :raises LookupError: The folder has no such DAG, or none at all; the message is one line.
         """
         if dag_id is None and self.dag_ids:
             return self.dag_ids[0] if len(self.dag_ids) == 1 else None
         if dag_id in self.dag_ids:
             return dag_id
-        missing = f"no DAG {dag_id!r}" if dag_id else "no DAG"
+        missing = f"No DAG {dag_id!r}" if dag_id else "No DAG"
         near = get_close_matches(dag_id or "", self.dag_ids, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(self.dag_ids)}" if self.dag_ids else ""
-        raise LookupError(f"There is {missing} in {folder}{': ' if hint else ''}{hint}")
+        raise LookupError(f"{missing} in {folder}{': ' if hint else ''}{hint}")
 
 
 def has_dag_files(folder: Path) -> bool:

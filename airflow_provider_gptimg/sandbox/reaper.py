@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ends all processes of a throw-away Airflow, and removes its home, once nobody holds its standard input.
+"""End all processes of a throw-away Airflow and remove its home, once its standard input is closed.
 
-Whoever started it may end in any way, by a `kill -9` too: the system then closes the pipe.
+The system closes that pipe however its owner ends, by a `kill -9` too.
 """
 
 from __future__ import annotations

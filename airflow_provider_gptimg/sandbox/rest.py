@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Airflow's REST API, as far as running a DAG and looking at its run takes it."""
+"""A minimal client of Airflow's REST API: trigger a DAG, inspect its run."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _ATTEMPTS = 10
 
 
 def until(condition: Callable[[], Any], timeout: float, what: str, pause: float = 0.3) -> Any:
-    """Return what `condition` returns as soon as that is true.
+    """Call `condition` until its result is true, and return that result.
 
     :param timeout: Seconds.
-    :param what: Was waited for.
+    :param what: What it waits for, for the error.
     :param pause: Seconds between two looks.
-    :raises TimeoutError: It did not become true in time.
+    :raises TimeoutError: It is still false after `timeout`.
     """
     deadline = time.monotonic() + timeout
     while not (result := condition()):
@@ -57,7 +57,7 @@ class AirflowApi:
         return {"Authorization": f"Bearer {answer.json()['access_token']}"}
 
     def call(self, method: str, path: str, body: Any = None, **params: Any) -> Any:
-        """Return the JSON answer of `/api/v2{path}`; None where there is no such thing (404).
+        """Return the JSON answer of `/api/v2{path}`; None if the answer is 404.
 
         :raises httpx.HTTPStatusError: Any other error.
         """
@@ -184,7 +184,7 @@ class DagRun:
         """Return the run's final state.
 
         :param timeout: Seconds.
-        :raises TimeoutError: It goes on.
+        :raises TimeoutError: It has not ended by then.
         """
         final: str = until(
             lambda: state if (state := self.state) in FINAL_RUN_STATES else None, timeout, f"the end of {self}"
@@ -203,7 +203,7 @@ class DagRun:
     def task_instance(self, task_id: str, map_index: int = -1) -> dict[str, Any]:
         """Return one task instance: its `state`, `try_number`, `pid` and more.
 
-        :raises LookupError: There is none.
+        :raises LookupError: The run has no such task instance.
         """
         ti: dict[str, Any] | None = self.api.call("GET", f"{self.path}/taskInstances/{task_id}/{map_index}")
         if ti is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Services for the demo's DAG: stand-ins on this machine, or the real API and the real S3."""
+"""Services for the sandbox: stand-ins on this machine, or the real API and the real S3."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _REFERENCES = ("chair", "room")
 
 @dataclass(frozen=True)
 class Services:
-    """An API that makes images and an S3 that takes them.
+    """An API that makes images, and an S3 that stores them.
 
-    :param names: What they are, for people.
-    :param addresses: Where each of them is, for people, by name.
+    :param names: A description of both, to be printed.
+    :param addresses: Addresses by name, to be printed.
     :param bucket: Where the example DAGs put their images.
     :param connections: Airflow connections to them as JSON, by id; one holds the key.
     :param s3: A boto3 client.
-    :param emulator: The stand-in of the API; None: it is the real one.
+    :param emulator: The stand-in for the API; None: it is the real one.
     """
 
     names: str
@@ -41,7 +41,7 @@ class Services:
 
     @property
     def books(self) -> Callable[[], tuple[int, int]] | None:
-        """Returns the credits that the API has charged and refunded so far; None: the real one does not tell."""
+        """A function that returns the credits charged and refunded so far; None: the real API does not report them."""
         emulator = self.emulator
         return None if emulator is None else lambda: books(emulator)
 
@@ -63,7 +63,7 @@ def stand_ins(speed: float) -> Iterator[Services]:
             picture = draw(f"a {name}", 1, 1, "reference", None, "png")
             s3.put_object(Bucket=_BUCKET, Key=f"references/{name}.png", Body=picture, ContentType="image/png")
         yield Services(
-            names=f"a stand-in of the API, {speed:g} times as fast, and an S3 in memory: no account, no cost",
+            names=f"a stand-in for the API, {speed:g} times as fast, and an S3 in memory: no account, no cost",
             addresses={
                 "API": f"{emulator.base_url} (connection gptimg_default; its ledger is at /_emulator/ledger)",
                 "S3": f"{server.endpoint_url} (connection aws_default; access key and secret: {ACCESS_KEY})",

@@ -48,8 +48,8 @@ class StandaloneAirflow:
             assert run.wait() == "success"
 
     :param dags_folder: Folder of the DAG files.
-    :param env: Added to the environment of all its processes: connections, and settings that win over its own. What
-        the current environment says of Airflow is left out.
+    :param env: Added to the environment of all its processes: connections, and settings that override its own. AIRFLOW
+        variables of the current environment are left out.
     """
 
     username = "admin"
@@ -144,8 +144,8 @@ class StandaloneAirflow:
     def kill(self, component: str) -> None:
         """Kill a component and all that it started, as the loss of its machine would; the scheduler has the workers.
 
-        What a killed triggerer waited for, another one takes over `[triggerer] triggerer_health_check_threshold`
-        seconds after its last sign of life.
+        Another triggerer takes over the waits of a killed one, `[triggerer] triggerer_health_check_threshold` seconds
+        after its last heartbeat.
         """
         parent = self._components[component]
         children = psutil.Process(parent.pid).children(recursive=True)
@@ -156,7 +156,7 @@ class StandaloneAirflow:
     def task_processes(self, run: DagRun, task_id: str, map_index: int = -1) -> tuple[psutil.Process, psutil.Process]:
         """Return the process that a running task instance executes in, and its supervisor, a worker.
 
-        :raises psutil.NoSuchProcess: It runs no longer.
+        :raises psutil.NoSuchProcess: It has ended.
         """
         pid = run.task_instance(task_id, map_index)["pid"]
         process = pid and psutil.Process(pid)  # of None, psutil would make the calling process
@@ -252,7 +252,7 @@ def _environment(home: Path, url: str, dags_folder: Path) -> dict[str, str]:
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{inherited.get('PATH', '')}",
-        # Lets the reaper tell ours: else a process title is written over its environment.
+        # The reaper finds our processes by their environment, which a process title would overwrite.
         "SPT_NOENV": "1",
         "no_proxy": loopback,
         "NO_PROXY": loopback,

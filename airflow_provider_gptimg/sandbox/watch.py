@@ -17,7 +17,7 @@ __all__ = ["Watch"]
 
 
 class Watch:
-    """A look at Airflow and at the stand-in, again and again; what was there at the start is not news.
+    """Look at Airflow and at the stand-in repeatedly, and report what has changed since the last look.
 
     :param output: Folder for the images of runs that end.
     """

@@ -129,7 +129,7 @@ class GptImgTaskSensor(WaitMixin, BaseSensorOperator):
     def execute(self, context: Context) -> Any:
         """Return the finished task or tasks, or defer until they are finished.
 
-        :raises AirflowFailException: No other attempt would end otherwise; its cause is the error.
+        :raises AirflowFailException: Another attempt would fail in the same way; `__cause__` is the error.
         :raises GptImgError: As the table of errors in the docs says.
         """
         if self.wants_start_from_trigger:

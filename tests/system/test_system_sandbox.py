@@ -115,7 +115,7 @@ def test_what_is_missing_is_named_with_the_way_to_install_it(lack, told):
         (["--dags-folder", "empty"], "--dags-folder: empty has no Python file, so no DAG"),
         (
             ["--dag", "example_gptimg_bach"],
-            "There is no DAG 'example_gptimg_bach' in the examples: did you mean 'example_gptimg_batch'?",
+            "No DAG 'example_gptimg_bach' in the examples: did you mean 'example_gptimg_batch'?",
         ),
     ],
 )
@@ -153,8 +153,8 @@ def own(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("dag", "told"),
     [
-        ("postr", "There is no DAG 'postr' in own: did you mean 'poster'?"),
-        ("catalogue", "There is no DAG 'catalogue' in own: it has poster"),
+        ("postr", "No DAG 'postr' in own: did you mean 'poster'?"),
+        ("catalogue", "No DAG 'catalogue' in own: it has poster"),
     ],
 )
 def test_a_dag_that_is_not_in_the_folder_is_told_with_what_is(dag, told, own, tmp_path):
