@@ -115,6 +115,14 @@ def get_provider_info() -> dict[str, Any]:
                         ),
                         "schema": {"type": ["string", "null"], "examples": ["fail", "resubmit"]},
                     },
+                    "final_failure_codes": {
+                        "label": "Final failure codes",
+                        "description": (
+                            "Patterns of error codes, separated by commas, by which a failed generation is final: "
+                            "another attempt would be refused again. Content policy, moderation and safety if empty."
+                        ),
+                        "schema": {"type": ["string", "null"], "examples": ["*content_policy*, *moderation*"]},
+                    },
                     "media_hosts": {
                         "label": "Media hosts",
                         "description": (

@@ -10,6 +10,7 @@ GptImgError
 ├── GptImgServerError              5xx, or no answer to a poll: try again
 ├── GptImgSubmissionUnknownError   a submit whose outcome cannot be known: a person decides
 ├── GptImgTaskFailedError          the generation failed; its credits were refunded
+│   └── GptImgContentPolicyError   refused for what it asks for: change the prompt
 ├── GptImgTimeoutError             not finished in time; the image task goes on
 ├── GptImgProtocolError            an answer that is not understood
 └── GptImgMediaError               an image that is not what it should be
@@ -21,6 +22,7 @@ from typing import Any
 
 __all__ = [
     "GptImgAuthError",
+    "GptImgContentPolicyError",
     "GptImgError",
     "GptImgInsufficientCreditsError",
     "GptImgMediaError",
@@ -126,6 +128,10 @@ class GptImgSubmissionUnknownError(GptImgError):
 
 class GptImgTaskFailedError(GptImgError):
     """The generation failed. The API refunds its credits in full."""
+
+
+class GptImgContentPolicyError(GptImgTaskFailedError):
+    """The generation was refused for what the prompt asks: content policy, moderation, safety. It would be again."""
 
 
 class GptImgTimeoutError(GptImgError):

@@ -5,18 +5,18 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+from airflow_provider_gptimg.api.refusals import DEFAULT_FINAL_FAILURE_CODES, failure_of
 from airflow_provider_gptimg.api.tasks import FAILED, ImageTask
 from airflow_provider_gptimg.exceptions import (
     GptImgAuthError,
     GptImgError,
     GptImgInsufficientCreditsError,
     GptImgRequestError,
-    GptImgTaskFailedError,
     GptImgTaskNotFoundError,
     GptImgTimeoutError,
 )
@@ -166,6 +166,7 @@ class Wait:
     :param deadline: When to give up, in Unix seconds; None: never.
     :param submitted_at: When the tasks were submitted, in Unix seconds; None: as each task's own age says.
     :param limit: What sets the deadline, for the text of a time-out.
+    :param final_failure_codes: Patterns of the codes of failures that another attempt would meet again.
     :param outcomes: The end of each task that has one.
     :param submissions: When each task was submitted, in Unix seconds, where that is known.
     """
@@ -175,6 +176,7 @@ class Wait:
     submitted_at: float | None = None
     progress: Progress | None = None
     limit: str = "timeout"
+    final_failure_codes: Sequence[str] = DEFAULT_FINAL_FAILURE_CODES
     uniform: Uniform = random.uniform
     outcomes: dict[str, ImageTask | GptImgError] = field(default_factory=dict)
     submissions: dict[str, float] = field(default_factory=dict)
@@ -299,10 +301,7 @@ class Wait:
         if outcome is None:
             return self._timeout(task_id)
         if isinstance(outcome, ImageTask) and outcome.status == FAILED:
-            return GptImgTaskFailedError(
-                f"Image task {task_id} failed: {(outcome.error or '').rstrip('.')}. Its credits were refunded",
-                code=outcome.error_code,
-            )
+            return failure_of(outcome, self.final_failure_codes)
         return outcome
 
     def _timeout(self, task_id: str) -> GptImgTimeoutError:

@@ -13,6 +13,7 @@ from airflow_provider_gptimg.airflow_compat import AirflowException, AirflowFail
 from airflow_provider_gptimg.api.texts import nearest
 from airflow_provider_gptimg.exceptions import (
     GptImgAuthError,
+    GptImgContentPolicyError,
     GptImgError,
     GptImgInsufficientCreditsError,
     GptImgRateLimitError,
@@ -34,6 +35,7 @@ __all__ = ["airflow_verdict", "is_final", "retry_policy_argument", "unknown_argu
 # The same attempt again would end the same.
 _FINAL = (
     GptImgAuthError,
+    GptImgContentPolicyError,
     GptImgInsufficientCreditsError,
     GptImgRequestError,
     GptImgTaskNotFoundError,

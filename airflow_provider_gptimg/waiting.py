@@ -168,6 +168,7 @@ class TaskWait:
             deadline=deadline,
             submitted_at=submitted_at,
             progress=Progress(hook.log.info),
+            final_failure_codes=hook.settings.final_failure_codes,
         )
         self._wait.outcomes.update(finished)
         self.claimed: frozenset[str] = frozenset(finished)

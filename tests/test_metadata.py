@@ -131,6 +131,7 @@ class TestConnectionType:
             "media_hosts",
             "reference_images_field",
             "verify",
+            "final_failure_codes",
             "max_connections",
             "on_unknown_submission",
         }

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_gptimg.api.requests import ImageRequest
 from airflow_provider_gptimg.batch.facts import Fact
+from airflow_provider_gptimg.exceptions import GptImgContentPolicyError
 from airflow_provider_gptimg.journal.entries import REUSED, Decision, Plan, Submitted, decide
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class Entry:
     :param mirrored: By image task: when the API made its images, and facts of their objects in S3, in order.
     :param refunded: Image tasks whose generation failed.
     :param asked: The request; None: it is not asked for any more.
-    :param error: What ended it in attempt `failed_by`, as :meth:`GptImgError.as_dict`. Another attempt forgets it.
+    :param error: What ended it in attempt `failed_by`, as :meth:`GptImgError.as_dict`. Another attempt forgets it,
+        unless what the request asks for was refused.
     :param refusals: Times that the API failed at its submit in attempt `refused_by`.
     :param max_tries: Of the task instance, now: a higher one than at a delivery says that a person cleared it since.
     """
@@ -105,12 +107,18 @@ class Entry:
         assert self.asked is not None  # noqa: S101 - a request that is not asked for is not worked on
         return self.asked.request
 
+    @property
+    def _is_refused(self) -> bool:
+        """True if what it asks for was refused, and no person has cleared the task since."""
+        is_policy = (self.error or {}).get("type") == GptImgContentPolicyError.__name__
+        return is_policy and bool(self.submissions) and self.submissions[-1].max_tries >= self.max_tries
+
     def standing(self, attempt: int, on_unknown: str) -> Standing:
         """Return how the request stands in an attempt.
 
         :param on_unknown: `fail` or `resubmit`.
         """
-        if self.error is not None and self.failed_by == attempt:
+        if self.error is not None and (self.failed_by == attempt or self._is_refused):
             return Standing.FAILED
         plan = self.plan
         if plan.decision is Decision.TAKE_UP:

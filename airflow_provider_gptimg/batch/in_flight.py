@@ -54,7 +54,10 @@ class InFlight(dict[str, Entry]):
         self._limits = limits
         self._started_at = started_at
         self._poller = Poller(hook)
-        self._wait = Wait(hook.settings.schedule(limits.poll_interval, limits.first_poll_after))
+        self._wait = Wait(
+            hook.settings.schedule(limits.poll_interval, limits.first_poll_after),
+            final_failure_codes=hook.settings.final_failure_codes,
+        )
 
     def add(self, entry: Entry, at: float | None = None) -> None:
         """Wait for a request's image task.

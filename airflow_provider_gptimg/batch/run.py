@@ -22,6 +22,7 @@ from airflow_provider_gptimg.batch.reuse import Purchaser
 from airflow_provider_gptimg.batch.sending import CHUNK, Sender
 from airflow_provider_gptimg.exceptions import (
     GptImgAuthError,
+    GptImgContentPolicyError,
     GptImgError,
     GptImgInsufficientCreditsError,
     GptImgMediaError,
@@ -292,12 +293,21 @@ class Batch:
                         len(outcome.images),
                         entry.request.n,
                     )
-            elif isinstance(outcome, GptImgTaskFailedError) and _attempt_of(entry) < self._ledger.try_number:
+            elif isinstance(outcome, GptImgTaskFailedError) and self._may_submit_again(entry, outcome):
                 self._log.info("%s: %s", entry.name, outcome)
                 self._ledger.refund(entry)
                 self._sort(entry)
             else:
                 self._fail(entry, outcome)
+
+    def _may_submit_again(self, entry: Entry, error: GptImgTaskFailedError) -> bool:
+        """Return whether this attempt may submit a request again whose generation failed."""
+        sent = entry.current
+        if sent is None:
+            return True
+        if isinstance(error, GptImgContentPolicyError):  # refused for good, unless a person cleared the task since
+            return sent.max_tries < self._ledger.max_tries
+        return sent.attempt < self._ledger.try_number
 
     def _sort(self, entry: Entry) -> None:
         """Plan what is to be done next about a request whose image task was refunded."""
@@ -413,7 +423,3 @@ def _is_at(entry: Entry, pattern: KeyPattern) -> bool:
         and fact["key"] == pattern.key(entry.task_id, index, extensions.get(fact["content_type"], ""))
         for index, fact in enumerate(entry.objects["objects"])
     )
-
-
-def _attempt_of(entry: Entry) -> int:
-    return entry.current.attempt if entry.current else 0

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from airflow_provider_gptimg.api.calls import Call
+from airflow_provider_gptimg.api.refusals import DEFAULT_FINAL_FAILURE_CODES, read_failure_codes
 from airflow_provider_gptimg.api.requests import check_on_unknown_submission
 from airflow_provider_gptimg.api.texts import clean_url, texts_of
 from airflow_provider_gptimg.exceptions import GptImgAuthError, GptImgMediaError, GptImgRequestError
@@ -46,6 +47,7 @@ class ConnectionSettings:
     :param poll_interval: Default of every task on this connection; None: the provider's. Likewise `first_poll_after`.
     :param media_hosts: Host patterns (`name`, `*.name`, either with `:port`) that image URLs may come from.
     :param verify: True, False, or the path of a CA bundle.
+    :param final_failure_codes: Patterns, in lower case, of the codes of failures that another attempt would meet again.
     :param max_connections: Sockets that the triggerer opens to the API at the most.
     """
 
@@ -61,6 +63,7 @@ class ConnectionSettings:
     verify: bool | str = True
     on_unknown_submission: str | None = None
     max_connections: int = DEFAULT_MAX_CONNECTIONS
+    final_failure_codes: tuple[str, ...] = DEFAULT_FINAL_FAILURE_CODES
 
     @classmethod
     def load(cls, conn_id: str, get_connection: Callable[[str], Connection]) -> ConnectionSettings:
@@ -146,6 +149,7 @@ class ConnectionSettings:
             verify=taken("verify", read_verify),
             on_unknown_submission=policy,
             max_connections=taken("max_connections", lambda value: read_count(value, DEFAULT_MAX_CONNECTIONS)),
+            final_failure_codes=taken("final_failure_codes", read_failure_codes),
         )
 
     def schedule(

@@ -21,6 +21,7 @@ __all__ = ["read_count", "read_extra", "read_seconds", "read_verify"]
 log: logging.Logger = logging.getLogger(__name__)
 
 _EXTRAS = (
+    "final_failure_codes",
     "first_poll_after",
     "max_connections",
     "media_hosts",

@@ -211,13 +211,15 @@ class GptImgHook(BaseHook):
             connection's, else 39.5.
         :param timeout: Seconds from submission to completion, or a `timedelta`.
         :raises GptImgRequestError: An argument is not a number of seconds.
+        :raises GptImgContentPolicyError: The generation was refused for what the prompt asks.
         :raises GptImgTaskFailedError: The generation failed.
         :raises GptImgTimeoutError: It did not finish within `timeout`.
         :raises GptImgError: As :meth:`get_task`.
         """
         timeout = check_timeout(timeout)
         schedule = self.settings.schedule(poll_interval, first_poll_after)
-        wait = Wait(schedule, progress=Progress(self.log.info))
+        final_codes = self.settings.final_failure_codes
+        wait = Wait(schedule, progress=Progress(self.log.info), final_failure_codes=final_codes)
         poller = Poller(self)
         poller.start(wait, [task_id], timeout)
         poller.finish(wait)

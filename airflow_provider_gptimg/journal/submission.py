@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_gptimg.api.refusals import failure_of
 from airflow_provider_gptimg.api.requests import ImageRequest
 from airflow_provider_gptimg.api.tasks import FAILED, PROCESSING, ImageTask
 from airflow_provider_gptimg.exceptions import (
+    GptImgContentPolicyError,
     GptImgError,
     GptImgSubmissionUnknownError,
     GptImgTaskNotFoundError,
@@ -86,6 +88,7 @@ class Submission:
         :param aws_conn_id: AWS connection that presigns `s3://` references.
         :param reuse: True or a `timedelta` of the greatest age: one that another task has paid for will do.
         :param generation: Text that is part of the request for those who reuse it.
+        :raises GptImgContentPolicyError: An earlier attempt submitted it, and what it asks for was refused.
         :raises GptImgSubmissionUnknownError: Credits may have been charged for a task that nobody knows.
         :raises GptImgError: As :meth:`GptImgHook.submit`; or the journal cannot be read or written.
         """
@@ -129,6 +132,9 @@ class Submission:
                 accepted = Accepted(task, paid.at, charged=0, name=paid.name, images=request.n)
                 _publish(purchases, accepted, self._log)  # the attempt that submitted it may have died before
                 return accepted
+            failure = failure_of(task, hook.settings.final_failure_codes)
+            if isinstance(failure, GptImgContentPolicyError) and paid.max_tries >= self._attempt.max_tries:
+                raise failure  # it would be refused again; only after a clear a person asks to try it
             self._log.info("Image task %s failed (%s) and was refunded", task.task_id, task.error)
             known[known.index(paid)] = self._attempt.refund(paid)
 

@@ -215,10 +215,10 @@ class TestRetryPolicy:
 
 
 def test_a_task_that_failed_may_be_retried(emulator, instance, deferrable):
-    task_id = emulator.add_task(polls=2, error={"code": "MODERATION", "message": "refused"})
+    task_id = emulator.add_task(polls=2, error={"code": "OVERLOADED", "message": "refused"})
     with may_be_retried(GptImgTaskFailedError) as caught:
         instance.attempt(GptImgTaskSensor(task_id="sensor", gptimg_task_id=task_id, deferrable=deferrable))
-    assert caught.value.code == "MODERATION"
+    assert caught.value.code == "OVERLOADED"
     assert "refunded" in str(caught.value)
 
 

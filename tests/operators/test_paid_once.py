@@ -390,11 +390,11 @@ class TestGenerate:
         assert charges(emulator) == [2]
 
     def test_a_failed_generation_is_submitted_anew_by_the_next_attempt(self, emulator, instance, generate):
-        emulator.fault("submit", "fail", error={"code": "MODERATION", "message": "no cats today"})
+        emulator.fault("submit", "fail", error={"code": "OVERLOADED", "message": "no cats today"})
         with may_be_retried(GptImgTaskFailedError) as caught:
             instance.attempt(generate())
         assert "no cats today" in str(caught.value)
-        assert caught.value.code == "MODERATION"
+        assert caught.value.code == "OVERLOADED"
         assert instance.xcoms["credits"] == 2
         instance.attempt(generate())
         assert [entry.kind for entry in emulator.ledger] == ["charge", "refund", "charge"]

@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given, strategies as st
 
 from airflow_provider_gptimg import exceptions
-from airflow_provider_gptimg.exceptions import GptImgError, GptImgRateLimitError, GptImgServerError, from_dict
+from airflow_provider_gptimg.exceptions import (
+    GptImgContentPolicyError,
+    GptImgError,
+    GptImgRateLimitError,
+    GptImgServerError,
+    GptImgTaskFailedError,
+    from_dict,
+)
 
 TYPES = [getattr(exceptions, name) for name in exceptions.__all__]
 # As the contract names them; users catch them by these names.
@@ -24,6 +31,7 @@ CONTRACT = {
     "GptImgServerError",
     "GptImgSubmissionUnknownError",
     "GptImgTaskFailedError",
+    "GptImgContentPolicyError",
     "GptImgTimeoutError",
     "GptImgProtocolError",
     "GptImgMediaError",
@@ -36,7 +44,8 @@ def test_the_contract_names_them_all():
 
 @pytest.mark.parametrize("error_type", TYPES)
 def test_each_is_a_sibling_below_one_base(error_type):
-    assert {other for other in TYPES if issubclass(error_type, other)} == {GptImgError, error_type}
+    above = {GptImgContentPolicyError: {GptImgTaskFailedError}}.get(error_type, set())
+    assert {other for other in TYPES if issubclass(error_type, other)} == {GptImgError, error_type, *above}
 
 
 @pytest.mark.parametrize("error_type", TYPES)

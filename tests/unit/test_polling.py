@@ -306,11 +306,11 @@ class TestWait:
 
     def test_the_outcome_of_a_failed_task_says_that_it_was_refunded(self):
         wait = self.wait()
-        failed = ImageTask("t", "failed", error="no luck", error_code="NSFW")
+        failed = ImageTask("t", "failed", error="no luck", error_code="UNLUCKY")
         wait.record(self.asked(wait, START), failed, START)
         error = wait.outcome("t")
         assert type(error) is GptImgTaskFailedError
-        assert error.code == "NSFW"
+        assert error.code == "UNLUCKY"
         assert "no luck" in str(error)
         assert "refunded" in str(error)
 

@@ -445,10 +445,10 @@ class TestWait:
         assert naps == []
 
     def test_raises_what_failed(self, emulator, hook):
-        task_id = emulator.add_task(status="failed", error={"code": "NSFW", "message": "no luck"})
+        task_id = emulator.add_task(status="failed", error={"code": "UNLUCKY", "message": "no luck"})
         with pytest.raises(GptImgTaskFailedError, match="no luck") as error:
             hook.wait(task_id)
-        assert error.value.code == "NSFW"
+        assert error.value.code == "UNLUCKY"
 
     def test_gives_up_at_its_timeout_after_one_more_question(self, emulator, hook):
         task_id = emulator.add_task(status="processing")
