@@ -39,6 +39,7 @@ KEEP_ALIVE = 75.0
 """Seconds an idle connection is kept: longer than any usual poll interval, or each poll would open one."""
 _MAX_HEADER = 64 * 1024
 """Bytes of an answer's header line: as many as a worker's own client takes, where aiohttp has 8 KiB."""
+_LARGEST_READ = 4 * 1024
 _FRESH = 60.0
 """Seconds for which a connection's fields, once read, serve."""
 
@@ -165,7 +166,7 @@ class SharedClient:
                 return
         session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                limit=settings.max_connections, keepalive_timeout=KEEP_ALIVE, ssl=context, **_SMALL_READS
+                limit=settings.max_connections, keepalive_timeout=KEEP_ALIVE, ssl=context, **_SOCKETS
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None),  # each call has one, from its first byte to its last
@@ -191,17 +192,27 @@ class SharedClient:
             await way.session.close()
 
 
-def _small_socket(address: tuple[Any, ...]) -> socket.socket:
-    """Return a socket that the event loop reads in small pieces, so that parsing one of them is soon done."""
+class _SmallReads(socket.socket):
+    """A socket that is read in pieces of 4 KiB, between which the event loop turns to other waits.
+
+    A flood of informational answers (1xx, 25 bytes each) would else be parsed by the thousand in one go.
+    """
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        return super().recv(min(size, _LARGEST_READ), flags)
+
+    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
+        return super().recv_into(buffer, min(size or len(buffer), _LARGEST_READ), flags)
+
+
+def _small_reads(address: tuple[Any, ...]) -> socket.socket:
     family, kind, protocol, *_ = address
-    made = socket.socket(family, kind, protocol)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
-    return made
+    return _SmallReads(family, kind, protocol)
 
 
 # From aiohttp 3.12 on.
-_SMALL_READS: dict[str, Any] = (
-    {"socket_factory": _small_socket} if "socket_factory" in signature(aiohttp.TCPConnector).parameters else {}
+_SOCKETS: dict[str, Any] = (
+    {"socket_factory": _small_reads} if "socket_factory" in signature(aiohttp.TCPConnector).parameters else {}
 )
 
 

@@ -13,6 +13,7 @@ from attempts import fails_at_once, may_be_retried
 from airflow_provider_gptimg import exceptions
 from airflow_provider_gptimg.exceptions import (
     GptImgAuthError,
+    GptImgContentPolicyError,
     GptImgInsufficientCreditsError,
     GptImgProtocolError,
     GptImgRateLimitError,
@@ -34,6 +35,7 @@ NO_OTHER_ATTEMPT = {
     GptImgInsufficientCreditsError,
     GptImgTaskNotFoundError,
     GptImgSubmissionUnknownError,
+    GptImgContentPolicyError,
 }
 ALL_ERRORS = [getattr(exceptions, name) for name in exceptions.__all__]
 

@@ -7,15 +7,19 @@ import asyncio
 import gc
 import gzip
 import json
+import socket
 import subprocess
 import sys
 import textwrap
+from inspect import signature
 from types import SimpleNamespace
 
+import aiohttp
 import pytest
 import trustme
+from raw_server import raw_server
 
-from airflow_provider_gptimg.exceptions import GptImgAuthError, GptImgError, GptImgRequestError
+from airflow_provider_gptimg.exceptions import GptImgAuthError, GptImgError, GptImgRequestError, GptImgServerError
 from airflow_provider_gptimg.hooks import network, shared_client as module
 from airflow_provider_gptimg.hooks.connection import DEFAULT_MAX_CONNECTIONS
 from airflow_provider_gptimg.hooks.gptimg import GptImgHook
@@ -232,6 +236,35 @@ async def test_the_event_loop_stays_free(emulator):
         await asyncio.sleep(0.005)
         beats += 1
     assert beats > 10
+
+
+@pytest.mark.skipif("socket_factory" not in signature(aiohttp.TCPConnector).parameters, reason="an older aiohttp")
+async def test_a_flood_of_informational_answers_is_parsed_in_small_pieces(monkeypatch):
+    """The loop gets its turn between two pieces; the call ends when its time is up."""
+    sizes: list[int] = []
+    for name in ("recv", "recv_into"):
+        read = getattr(socket.socket, name)
+
+        def note(self, *arguments, read=read):
+            got = read(self, *arguments)
+            if isinstance(self, module._SmallReads):
+                sizes.append(len(got) if isinstance(got, bytes) else got)
+            return got
+
+        monkeypatch.setattr(socket.socket, name, note, raising=False)
+
+    def flood(connection: socket.socket) -> None:
+        while True:
+            connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
+
+    with raw_server(flood) as server:
+        fields = {"conn_type": "gptimg", "host": server.base_url, "password": "a-key", "extra": {"timeout": 0.3}}
+        monkeypatch.setenv("AIRFLOW_CONN_GPTIMG_DEFAULT", json.dumps(fields))
+        with pytest.raises(GptImgServerError, match=r"longer than 0\.3 s"):
+            async with shared_client("gptimg_default") as client:
+                await client.get_task("t", max_attempts=1)
+    assert sum(sizes) > 100_000
+    assert max(sizes) <= 4096
 
 
 async def test_keeps_no_cookies(emulator):
