@@ -15,10 +15,11 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi.routing import APIRoute
 from gallery_server import serve
 from hostile_s3 import PNG, HostileS3
 
-from airflow_provider_gptimg.gallery import fetch, pictures, sending
+from airflow_provider_gptimg.gallery import app, fetch, pictures, sending
 from airflow_provider_gptimg.gallery.places import BusyError, Places
 
 pytestmark = pytest.mark.timeout(120)
@@ -63,6 +64,17 @@ def _viewer(url: str, kind: str, *, dag_id: str = "own", index: int = 0) -> Iter
         client.stream("GET", path, params=_query(kind, index)) as answer,
     ):
         yield answer
+
+
+def test_each_route_with_data_asks_for_airflows_permissions():
+    asked = {
+        route.path: {each.dependency for each in route.dependencies}
+        for route in app.make_app().routes
+        if isinstance(route, APIRoute)
+    }
+    assert set(asked) == {f"/dags/{{dag_id}}/{what}" for what in ("tiles", "picture", "zip", "spending")}
+    for path, dependencies in asked.items():
+        assert dependencies == {each.dependency for each in app._MAY_READ}, path
 
 
 def test_a_picture_comes_as_it_is(url):
