@@ -27,7 +27,7 @@ class Variables:
         self.descriptions[key] = description
 
     def delete(self, key: str) -> None:
-        del self.values[key]
+        self.values.pop(key, None)
 
 
 def use_variables(monkeypatch: pytest.MonkeyPatch) -> Variables:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_gptimg.api.requests import ImageRequest
 from airflow_provider_gptimg.batch.facts import Fact
-from airflow_provider_gptimg.exceptions import GptImgContentPolicyError
+from airflow_provider_gptimg.exceptions import GptImgContentPolicyError, GptImgTaskFailedError
 from airflow_provider_gptimg.journal.entries import REUSED, Decision, Plan, Submitted, decide
 
 if TYPE_CHECKING:
@@ -112,6 +112,15 @@ class Entry:
         """True if what it asks for was refused, and no person has cleared the task since."""
         is_policy = (self.error or {}).get("type") == GptImgContentPolicyError.__name__
         return is_policy and bool(self.submissions) and self.submissions[-1].max_tries >= self.max_tries
+
+    def may_be_sent_again(self, error: GptImgTaskFailedError, attempt: int) -> bool:
+        """Return whether an attempt may submit the request again, whose generation failed."""
+        sent = self.current
+        if sent is None:
+            return True
+        if isinstance(error, GptImgContentPolicyError):  # refused for good, unless a person cleared the task since
+            return sent.max_tries < self.max_tries
+        return sent.attempt < attempt
 
     def standing(self, attempt: int, on_unknown: str) -> Standing:
         """Return how the request stands in an attempt.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The facts that attempts write down, in values written once each and numbered without a gap: no list is needed.
+"""Facts that attempts write down: values written once each and numbered without a gap, so nobody has to list them.
 
 An attempt appends to its own values only. A write that is executed late, or twice, says what was said already.
 """

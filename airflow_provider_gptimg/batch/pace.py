@@ -20,8 +20,8 @@ class Pace:
 
     :param started_at: When the attempt began, in Unix seconds.
     :param not_before: When the API wants the next submit at the earliest, in Unix seconds.
-    :param refusals: Rounds in a row in which it accepted nothing.
-    :param refusal: Why it did not accept the last that it did not, as :meth:`GptImgError.as_dict`.
+    :param refusals: Rounds in a row in which the API accepted nothing.
+    :param refusal: The most recent refusal, as :meth:`GptImgError.as_dict`.
     :param stopped: The error that ended submission in this attempt, likewise.
     """
 
@@ -46,9 +46,9 @@ class Pace:
         return self.pause <= MAX_WAIT and (self.refusals < MAX_ATTEMPTS or not self.pause)
 
     def slow_down(self, refused: Sequence[GptImgError], accepted: bool) -> None:
-        """Take in a round of submits: slow down as the API asks, and more when it goes on to accept nothing.
+        """Slow down after a round of submits as the API asks, and more while it accepts nothing.
 
-        :param refused: Why submits were refused that may be accepted later.
+        :param refused: Refusals of submits that the API may accept later.
         :param accepted: Whether any was accepted.
         """
         self.refusals = self.refusals + 1 if refused and not accepted else 0

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The end of a batch: a small summary, what is in S3, and the error that stands for what went wrong."""
+"""What a batch tells people: a small summary, the error it ends with, and what is paid for when it is stopped."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from airflow_provider_gptimg.mirroring.mirror import MirroredObject
 from airflow_provider_gptimg.polling import may_have_ended
 from airflow_provider_gptimg.verdicts import is_final
 
-__all__ = ["Report", "mirrored_objects"]
+__all__ = ["Report", "mirrored_objects", "standing_of", "warn_of_unknown"]
 
 _SHOWN = 5
 _SMALL = 3500
@@ -122,6 +122,33 @@ class Report:
             yield entry.name, from_dict(entry.error or {})
         for entry in self.unknown:
             yield entry.name, unknown_submission(entry.plan.unknown, self.way_to_drop)
+
+
+def warn_of_unknown(entries: Iterable[Entry], log: Any) -> None:
+    """Log the submissions without a known outcome whose request another image task has answered."""
+    for entry in entries:
+        plan = entry.plan
+        for lost in plan.unknown if plan.paid else ():
+            log.warning(
+                "%s is taken up, and another submission of it, of attempt %d at %s, has no known outcome: up to %d "
+                "credits may have been charged for it as well",
+                entry.name,
+                lost.attempt,
+                lost.sent,
+                lost.credits,
+            )
+
+
+def standing_of(entries: Sequence[Entry], sending: int) -> str:
+    """Return what was sent and what is paid for, for the log of a stopped task.
+
+    :param sending: Submits that are under way.
+    """
+    paid = [entry.current.credits for entry in entries if entry.current and entry.current.task_id]
+    return (
+        f"Of {len(entries)} requests {len(paid)} are paid for ({sum(paid)} credits), {sending} are being sent right "
+        "now, and the others were not sent. Clearing the task takes up what is paid for"
+    )
 
 
 def mirrored_objects(entries: Iterable[Entry]) -> tuple[list[MirroredObject], dict[str, ImageTask]]:

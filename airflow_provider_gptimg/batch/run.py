@@ -9,23 +9,20 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from botocore.exceptions import ClientError
-
 from airflow_provider_gptimg.api.protocol import MAX_ATTEMPTS
 from airflow_provider_gptimg.api.tasks import ImageTask
+from airflow_provider_gptimg.batch.completed import Completed
 from airflow_provider_gptimg.batch.entries import Entry, Standing
 from airflow_provider_gptimg.batch.in_flight import InFlight, Limits
 from airflow_provider_gptimg.batch.ledger import Ledger
 from airflow_provider_gptimg.batch.pace import Pace
-from airflow_provider_gptimg.batch.report import Report
+from airflow_provider_gptimg.batch.report import Report, standing_of, warn_of_unknown
 from airflow_provider_gptimg.batch.reuse import Purchaser
 from airflow_provider_gptimg.batch.sending import CHUNK, Sender
 from airflow_provider_gptimg.exceptions import (
     GptImgAuthError,
-    GptImgContentPolicyError,
     GptImgError,
     GptImgInsufficientCreditsError,
-    GptImgMediaError,
     GptImgRateLimitError,
     GptImgRequestError,
     GptImgServerError,
@@ -34,8 +31,6 @@ from airflow_provider_gptimg.exceptions import (
     GptImgTimeoutError,
 )
 from airflow_provider_gptimg.journal.reuse import PAUSE
-from airflow_provider_gptimg.mirroring.images import FORMATS
-from airflow_provider_gptimg.mirroring.listing import find_missing
 from airflow_provider_gptimg.telemetry import count
 
 if TYPE_CHECKING:
@@ -49,12 +44,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch"]
 
-_MIRRORED_AT_ONCE = 64
-"""Image tasks that are mirrored before that is written down."""
-
 
 class Batch:
-    """One worker's part of a batch. All that it knows comes from the ledger, so it can end at any moment.
+    """One worker's part of a batch. It reads all that it knows from the ledger, so it can end at any moment.
 
     :param attempt: Says whether anything may be sent still.
     :param mirror: Where images go.
@@ -80,19 +72,17 @@ class Batch:
         self._attempt = attempt
         self._ledger = ledger
         self._limits = limits
-        self._mirror = mirror
-        self._pattern = pattern
         self._log = log
         self._sender = Sender(hook, attempt, ledger, limits.aws_conn_id, log)
         self._purchaser = Purchaser(hook, attempt, ledger, mirror, reuse, log)
         self._pending: deque[Entry] = deque()
         self._in_flight = InFlight(hook, limits, pace.started_at)
-        self._completed: list[tuple[Entry, ImageTask]] = []
+        self._completed = Completed(ledger, mirror, pattern, self._fail, log)
         for entry in self.entries:
             standing = self.standing(entry)
             if standing is Standing.PENDING:
                 self._pending.append(entry)
-            elif standing is Standing.IN_FLIGHT or (standing is Standing.MIRRORED and not self._is_kept(entry)):
+            elif standing is Standing.IN_FLIGHT or (standing is Standing.MIRRORED and self._completed.is_stale(entry)):
                 self._in_flight[entry.task_id] = entry
 
     def standing(self, entry: Entry) -> Standing:
@@ -114,40 +104,16 @@ class Batch:
                 "Nothing outlasts this attempt of what it submits (no journal, see [gptimg] journal): the batch holds "
                 "this worker to its end, and if the attempt dies, the next one submits and pays again"
             )
-        for entry in self.entries:
-            plan = entry.plan
-            for lost in plan.unknown if plan.paid else ():
-                self._log.warning(
-                    "%s is taken up, and another submission of it, of attempt %d at %s, has no known outcome: up to %d "
-                    "credits may have been charged for it as well",
-                    entry.name,
-                    lost.attempt,
-                    lost.sent,
-                    lost.credits,
-                )
+        warn_of_unknown(self.entries, self._log)
         if strays := self._undelivered_strays:
-            self._log.warning(
-                "%d image tasks of earlier attempts are paid for and not asked for any more: %s",
-                len(strays),
-                ", ".join(strays),
-            )
+            told = "%d image tasks of earlier attempts are paid for and not asked for any more: %s"
+            self._log.warning(told, len(strays), ", ".join(strays))
 
     def recover(self, store: S3Store) -> None:
         """Once an attempt: mirror again what earlier attempts mirrored and S3 no longer has. It is paid for."""
         mirrored = [entry for entry in self.entries if self.standing(entry) is Standing.MIRRORED]
         here = [entry for entry in mirrored if entry.task_id not in self._in_flight]
-        sizes = {entry: {fact["key"]: fact["size"] for fact in (entry.objects or {})["objects"]} for entry in here}
-        gone = find_missing(store, self._pattern.bucket, sizes)
-        for entry in gone:
-            self._ledger.lose(entry)
-            self._in_flight[entry.task_id] = entry
-        self._ledger.write()
-        if gone:
-            self._log.warning(
-                "Images of %d requests were mirrored and are gone from S3, the first those of %s: mirroring them again",
-                len(gone),
-                gone[0].name,
-            )
+        self._in_flight.update((entry.task_id, entry) for entry in self._completed.lose_missing(store, here))
 
     def look(self) -> None:
         """Ask once for what was submitted before and may be finished by now.
@@ -188,7 +154,7 @@ class Batch:
         return hashlib.sha256("".join(sorted(entry.fingerprint for entry in self.entries)).encode()).hexdigest()
 
     def stop_if_changed(self, digest: str | None) -> None:
-        """Submit nothing more in this attempt unless its first leg had these requests: none of others was agreed to.
+        """Submit nothing more in this attempt if its requests differ from its first leg's: nobody agreed to new ones.
 
         :param digest: As the leg before had it; None: that is not known.
         """
@@ -221,11 +187,7 @@ class Batch:
 
     def told(self) -> str:
         """Return what was sent and what is paid for, for the log of a stopped task."""
-        paid = [entry.current.credits for entry in self.entries if entry.current and entry.current.task_id]
-        return (
-            f"Of {len(self.entries)} requests {len(paid)} are paid for ({sum(paid)} credits), {self._sender.sending} "
-            "are being sent right now, and the others were not sent. Clearing the task takes up what is paid for"
-        )
+        return standing_of(self.entries, self._sender.sending)
 
     def trigger_arguments(self) -> dict[str, Any]:
         """Return the arguments of the trigger that waits for the same tasks."""
@@ -241,8 +203,8 @@ class Batch:
             reason = self.pace.stopped_by or GptImgError("the batch did not finish")
             self._ledger.fail(not_submitted, GptImgError(f"Not submitted: {reason}"))
             self._ledger.write()
-        strays = [stray for stray in self._ledger.strays if self.standing(stray) is Standing.UNKNOWN]
-        unknown = ended[Standing.UNKNOWN] + strays
+        unknown = ended[Standing.UNKNOWN]
+        unknown += (stray for stray in self._ledger.strays if self.standing(stray) is Standing.UNKNOWN)
         return Report(
             mirrored=ended[Standing.MIRRORED],
             failed=ended[Standing.FAILED],
@@ -285,7 +247,7 @@ class Batch:
         """Take in what polls have brought."""
         for entry, outcome in list(ended):
             if isinstance(outcome, ImageTask):
-                self._completed.append((entry, outcome))
+                self._completed.add(entry, outcome)
                 if len(outcome.images) < entry.request.n:
                     self._log.warning(
                         "%s: the API made %d of the %d images that were paid for",
@@ -293,21 +255,14 @@ class Batch:
                         len(outcome.images),
                         entry.request.n,
                     )
-            elif isinstance(outcome, GptImgTaskFailedError) and self._may_submit_again(entry, outcome):
+            elif isinstance(outcome, GptImgTaskFailedError) and entry.may_be_sent_again(
+                outcome, self._ledger.try_number
+            ):
                 self._log.info("%s: %s", entry.name, outcome)
                 self._ledger.refund(entry)
                 self._sort(entry)
             else:
                 self._fail(entry, outcome)
-
-    def _may_submit_again(self, entry: Entry, error: GptImgTaskFailedError) -> bool:
-        """Return whether this attempt may submit a request again whose generation failed."""
-        sent = entry.current
-        if sent is None:
-            return True
-        if isinstance(error, GptImgContentPolicyError):  # refused for good, unless a person cleared the task since
-            return sent.max_tries < self._ledger.max_tries
-        return sent.attempt < self._ledger.try_number
 
     def _sort(self, entry: Entry) -> None:
         """Plan what is to be done next about a request whose image task was refunded."""
@@ -384,42 +339,11 @@ class Batch:
         if self.pace.stopped is None:
             self._log.error("No more submits in this attempt: %s", self.pace.stop(error))
 
+    def _mirror_completed(self) -> None:
+        refusal = self._completed.mirror(self._has_mirrored)
+        if refusal and self._may_submit:
+            self._stop(refusal)  # S3 has taken nothing yet, and refuses what was bought: buy no more
+
     @property
     def _has_mirrored(self) -> bool:
         return any(entry.objects is not None for entry in self.entries)
-
-    def _mirror_completed(self) -> None:
-        while self._completed:
-            group = self._completed[:_MIRRORED_AT_ONCE]
-            copied = self._mirror.copy(task for _, task in group)
-            refusals: list[GptImgError] = []
-            for entry, task in group:
-                result = copied[task.task_id]
-                if isinstance(result, GptImgError):
-                    self._fail(entry, result)
-                    is_by_s3 = isinstance(result, GptImgRequestError) and isinstance(result.__cause__, ClientError)
-                    if is_by_s3 or (self._mirror.require_c2pa and isinstance(result, GptImgMediaError)):
-                        refusals.append(result)
-                else:
-                    self._ledger.mirror(entry, task, result)
-            self._ledger.write()
-            del self._completed[: len(group)]
-            refusal = self._mirror.refusal or (None if self._has_mirrored else next(iter(refusals), None))
-            if refusal and self._may_submit:
-                self._stop(refusal)  # nothing is in S3 yet, and what was bought is refused: buy no more
-
-    def _is_kept(self, entry: Entry) -> bool:
-        """Return whether the objects of a mirrored request are what this attempt's arguments ask for."""
-        facts = (entry.objects or {}).get("objects", ())
-        has_manifests = not self._mirror.require_c2pa or all(fact.get("c2pa") for fact in facts)
-        return has_manifests and _is_at(entry, self._pattern)
-
-
-def _is_at(entry: Entry, pattern: KeyPattern) -> bool:
-    """Return whether a request's objects are where `pattern` puts them."""
-    extensions = {known.content_type: known.extension for known in FORMATS}
-    return entry.objects is not None and all(
-        fact["bucket"] == pattern.bucket
-        and fact["key"] == pattern.key(entry.task_id, index, extensions.get(fact["content_type"], ""))
-        for index, fact in enumerate(entry.objects["objects"])
-    )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["CHUNK", "Sender"]
 
 CHUNK = 8
-"""Requests whose submits are under way at a time, so that a kill leaves no more than these unknown."""
+"""Submits that are under way at a time. A kill leaves at most these with an unknown outcome."""
 
 Outcome = ImageTask | GptImgError
 
@@ -69,10 +70,11 @@ class Sender:
             except GptImgError as error:
                 outcomes[entry] = error
 
+        began = time.time()
         numbers = self._ledger.intend(prepared)
         self.sending = len(prepared)
         try:
-            self._attempt.look()
+            self._attempt.look(since=began, ask_airflow=True)
             with span("submit", requests=len(prepared)), ThreadPoolExecutor(CHUNK) as pool:
                 list(pool.map(send, prepared))
         finally:

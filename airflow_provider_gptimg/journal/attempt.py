@@ -29,12 +29,12 @@ FIRST_RELEASE_KEY = "gptimg_submission"
 """Key of release 0.1's record in the task state store."""
 
 _FRESH = 1.0
-"""Seconds that a look for later attempts holds: who takes longer from there to the POST was frozen, and looks again."""
+"""Seconds that a look for later attempts holds. An attempt that takes longer to its POST was frozen; it looks again."""
 _SLOW = 10.0
-"""Seconds that the last look may take: a store under load is slow each time, a process freezes once, and longer."""
+"""Seconds that the last look may take. A store under load is slow each time; a process freezes once, and longer."""
 _LOOKS = 5
 _SLICE = 0.2
-"""Seconds after which a pause looks whether the task was stopped."""
+"""Seconds between two checks of a pause whether the task was stopped."""
 _ENDED = ("success", "failed", "up_for_retry")
 
 
@@ -83,26 +83,34 @@ class Attempt:
         )
 
     def announce(self) -> None:
-        """Tell earlier attempts that may be alive still that this one has begun: one read and one write, mostly.
+        """Tell earlier attempts, which may still be alive, that this one has begun: one read and one write, mostly.
 
-        It speaks for those between, too, which may not have come to it, so that each attempt looks at one key only.
+        Announce attempts in between, too, if they have not done so: each attempt then looks at one key only.
         """
         lowest = self.number
         while lowest > 2 and self.store.get(_begun(lowest - 1)) is None:
             lowest -= 1
-        # Upwards: where one announcement stands, all below it do.
+        # Upwards, so that each announcement implies those below it.
         for number in range(max(lowest, 2), self.number + 1):
             self.store.put(_begun(number), {"begun": True})
 
-    def read(self) -> list[Submitted]:
-        """Return all submissions that the journal knows, in the order of their attempts and POSTs."""
+    def begin(self) -> list[Submitted]:
+        """Announce this attempt, and return what earlier ones have submitted."""
+        self.announce()
+        return self.read(first_release=self.number > 1)
+
+    def read(self, *, first_release: bool = True) -> list[Submitted]:
+        """Return all submissions that the journal knows, in the order of their attempts and POSTs.
+
+        :param first_release: Look for the record of release 0.1, too.
+        """
         names = self.store.list()
 
         def entry(name: str) -> Any:
             return self.store.read(name) if names is None or name in names else None
 
         found = []
-        if self._state is not None and (record := self._state.get(FIRST_RELEASE_KEY)) is not None:
+        if first_release and self._state is not None and (record := self._state.get(FIRST_RELEASE_KEY)) is not None:
             first = read_first_release(record)
             end = Submitted.read(first.name, {}, {}, entry(f"{first.name}.end"))
             delivered = first.delivered if end.delivered is None else end.delivered
@@ -113,6 +121,8 @@ class Attempt:
                 if (intent := entry(f"{name}.intent")) is None:
                     break
                 outcome = entry(f"{name}.outcome")
+                if outcome is None and attempt < self.number:
+                    outcome = self.store.recover(f"{name}.outcome")
                 submission = Submitted.read(name, intent, outcome)
                 if submission.task_id:
                     submission = Submitted.read(name, intent, outcome, entry(f"{name}.end"))
@@ -125,23 +135,27 @@ class Attempt:
 
         :raises NotSentError: It may not; that is written down, too.
         """
+        began = time.time()
         if not self._put_intent(submission):
             raise NotSentError("Another process of the same attempt has submitted: this one sends nothing")
-        self.look(submission)
+        self.look(submission, since=began)
 
-    def look(self, *submissions: Submitted) -> None:
+    def look(self, *submissions: Submitted, since: float | None = None, ask_airflow: bool = False) -> None:
         """Look whether submissions may be sent now; if not, write down that they were not.
 
+        :param since: Unix seconds right before a write that the store has taken. Airflow knew this attempt still then.
+        :param ask_airflow: Ask for the task's state, too. When a person ends a task, its process learns it seconds
+            later.
         :raises NotSentError: They may not.
         """
         try:
-            self._look()
+            self._look(since, ask_airflow or self.store.forgets)
         except BaseException:
             self._note_not_sent(*submissions)
             raise
 
     def look_again(self, *submissions: Submitted) -> None:
-        """Do as :meth:`look`, unless the last look was less than a second ago.
+        """Look as :meth:`look` does, unless the last look was less than a second ago.
 
         :raises NotSentError: They may not be sent.
         """
@@ -155,9 +169,9 @@ class Attempt:
         return submission
 
     def pause(self, seconds: float) -> None:
-        """Let time pass, unless the task is stopped meanwhile.
+        """Wait, unless the task is stopped meanwhile.
 
-        :raises NotSentError: It is.
+        :raises NotSentError: The task was stopped.
         """
         until = time.time() + seconds
         while (left := until - time.time()) > 0:
@@ -174,7 +188,8 @@ class Attempt:
         def note_if_recorded() -> None:
             try:
                 # An attempt that was given up may end well, too, while a later one has the success.
-                if recorded_state(self._ti) == "success" and not self._is_replaced:
+                # Where a replaced attempt reads nothing, it cannot write either.
+                if recorded_state(self._ti) == "success" and self.store.read(self._next) is None:
                     note()
             except Exception as error:
                 self._log.warning("The delivery is not noted, so a clear returns the same images: %s", error)
@@ -195,17 +210,21 @@ class Attempt:
         return replace(submission, refunded=True)
 
     def _note_delivered(self, name: str) -> None:
-        self.store.put(f"{name}.end", {"delivered": self.max_tries})
-        if self.store.forgets:
-            self._forget()
-
-    def _forget(self) -> None:
-        """Delete all that a clear must not find again; keep what is paid for and was not delivered, or is unknown."""
+        if not self.store.forgets:
+            self.store.put(f"{name}.end", {"delivered": self.max_tries})
+            return
         submissions = self.read()
+        if len(submissions) > 1:  # of one, the first deletion says all
+            self.store.put(f"{name}.end", {"delivered": self.max_tries})
+        self._forget([replace(each, delivered=self.max_tries) if each.name == name else each for each in submissions])
+
+    def _forget(self, submissions: list[Submitted]) -> None:
+        """Delete all that a clear must not find again; keep what is paid for and was not delivered, or is unknown."""
         unused = [each for each in submissions if each.task_id and each.delivered is None and not each.refunded]
         kept = {each.attempt for each in unknown_of(submissions) + unused}
         for known in reversed([each for each in submissions if each.attempt not in kept]):
-            for what in ("intent", "outcome", "end"):  # without an intent, nothing else of a submission counts
+            has_end = known.refunded or (known.delivered is not None and len(submissions) > 1)
+            for what in ("intent", "outcome", *(["end"] if has_end else [])):  # without an intent, nothing else counts
                 self.store.delete(f"{known.name}.{what}")
         for number in range(2, self.number + 1):
             self.store.delete(_begun(number))
@@ -224,22 +243,25 @@ class Attempt:
                 self.settle(submission, refused="not sent")
 
     @property
-    def _is_replaced(self) -> bool:
-        return self.store.get(_begun(self.number + 1)) is not None
+    def _next(self) -> str:
+        """The announcement of the next attempt."""
+        return _begun(self.number + 1)
 
-    def _look(self) -> None:
+    def _look(self, since: float | None, ask_airflow: bool) -> None:
         for left in reversed(range(_LOOKS)):
             self._check_stop()
-            began = time.time()
-            if self._is_replaced:
+            began = time.time() if since is None else since
+            # Otherwise it has to ask, too, whether Airflow knows this attempt still.
+            if (self.store.get if since is None else self.store.read)(self._next) is not None:
                 raise NotSentError(f"Attempt {self.number + 1} of this task has begun: this one sends nothing more")
-            if self.store.forgets and (state := self._state_in_airflow) in _ENDED:
+            if ask_airflow and (state := self._state_in_airflow) in _ENDED:
                 raise NotSentError(f"Airflow has this task as {state}: this attempt sends nothing more")
             took = abs(time.time() - began)
             if took <= _FRESH or (not left and took <= _SLOW):
                 self._looked = began if took <= _FRESH else time.time()
                 self._check_stop()
                 return
+            since = None
         raise NotSentError(f"The journal took more than {_SLOW:.0f} s to answer, {_LOOKS} times: nothing was sent")
 
     @property

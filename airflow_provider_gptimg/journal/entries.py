@@ -22,7 +22,7 @@ REUSED = "reused"
 
 @dataclass(frozen=True)
 class Submitted:
-    """One POST, as far as the journal knows it.
+    """One POST, as the journal knows it.
 
     :param name: Number of the attempt and of its POST, e.g. `2.1`.
     :param fingerprint: Of the request and the connection's id; empty where it cannot be read.
@@ -30,10 +30,10 @@ class Submitted:
     :param at: When it was sent, in Unix seconds.
     :param max_tries: The task instance's `max_tries` then. Airflow raises it when a person clears the task, and leaves
         it alone over automatic retries.
-    :param passes_over: Names of unknown submissions that `resubmit` let it replace.
+    :param passes_over: Names of the unknown submissions that it replaced, as `resubmit` allowed.
     :param task_id: Of its image task; None: it was not accepted, or nobody knows.
     :param refused: Why it certainly was not accepted, or was not sent.
-    :param delivered: `max_tries` of the success that returned it; None: there is none.
+    :param delivered: `max_tries` of the success that returned it; None: no success has.
     :param refunded: Its generation failed.
     :param conn_id: Id of the connection, for spending; empty where an earlier release wrote it down.
     """
@@ -129,7 +129,7 @@ class Decision(Enum):
 
 @dataclass(frozen=True)
 class Plan:
-    """A decision, and the submissions that it rests on.
+    """A decision, with the submissions that it is based on.
 
     :param paid: Those to take up, the latest first.
     :param unknown: Submissions with an unknown outcome.

@@ -100,8 +100,7 @@ class Submission:
                 "Nothing outlasts this attempt of what it submits (no journal, see [gptimg] journal): if it dies, the "
                 "next one submits and pays again"
             )
-        self._attempt.announce()
-        known = self._attempt.read()
+        known = self._attempt.begin()
         while True:
             plan = decide(known, fingerprint, self._attempt.max_tries, on_unknown)
             self._tell(plan)

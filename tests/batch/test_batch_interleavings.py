@@ -129,6 +129,8 @@ class Worker:
             self._pause()  # frozen with the answer in its hands
         return value
 
+    read = get
+
     def put(self, key: str, value: Any) -> bool:
         self._pause()
         world, fate = self.world, self.world.chance.random()
@@ -178,6 +180,7 @@ def course(seed: int, monkeypatch: pytest.MonkeyPatch) -> World:
     world = World(seed)
     clock = SimpleNamespace(time=lambda: world.now, sleep=lambda seconds: None)
     monkeypatch.setattr(journal_attempt, "time", clock)
+    monkeypatch.setattr(sending, "time", clock)
     started = [Worker(world, 1)]
     world.running.append(started[0])
     current = started[0]
@@ -234,7 +237,7 @@ def test_each_rule_is_needed(monkeypatch: pytest.MonkeyPatch, rule: str) -> None
     if rule == "outcome":  # as if a lost answer were a refusal
         monkeypatch.setattr(journal_entries.Submitted, "is_unknown", False)
     elif rule == "look":
-        monkeypatch.setattr(Attempt, "look", lambda self: None)
+        monkeypatch.setattr(Attempt, "look", lambda self, **more: None)
         monkeypatch.setattr(Attempt, "look_again", lambda self: None)
     else:
         monkeypatch.setattr(Attempt, rule, lambda self: None)

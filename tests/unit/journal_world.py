@@ -95,7 +95,7 @@ class World:
     :param on_unknown: `fail` or `resubmit`.
     :param attempts: How many there may be.
     :param waits: Whether the operator waits, in a process of its own.
-    :param faults: Whether the API refuses and loses, and writes are not acknowledged, too.
+    :param faults: Whether the API refuses and loses, and writes are not acknowledged or executed again, late.
     """
 
     def __init__(
@@ -107,6 +107,8 @@ class World:
         self.last: Actor | None = None
         self.entries: dict[str, Any] = {}
         self.late: list[tuple[str, Any]] = []
+        self.acknowledged: dict[str, Any] = {}
+        """What attempts know to be written, and have not deleted."""
         self.actors: list[Actor] = []
         self.state = "running"
         self.promised, self.charged, self.delivered = 1, 0, 0
@@ -143,6 +145,7 @@ class World:
                     yield f"go {actor.number} lost"
             if self.faults and kind == "put" and self.losses < 2:
                 yield f"go {actor.number} unacknowledged"
+                yield f"go {actor.number} repeated"
         if self.late:
             yield "late"
         if len(self.actors) < self.attempts:
@@ -248,10 +251,14 @@ class World:
                 self.losses += 1
                 self.late.append((details[0], details[1]))
                 raise Lost
-            self.entries[details[0]] = details[1]
+            if how == "repeated":
+                self.losses += 1
+                self.late.append((details[0], details[1]))
+            self.entries[details[0]] = self.acknowledged[details[0]] = details[1]
             return None
         if kind == "delete":
             self.entries.pop(details[0], None)
+            self.acknowledged.pop(details[0], None)
             return None
         if kind == "ask":
             return self.state

@@ -8,12 +8,14 @@ import logging
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, strategies as st
 from journals import KINDS, use_s3, use_variables
 
+from airflow_provider_gptimg import airflow_compat
 from airflow_provider_gptimg.api.requests import ImageRequest
 from airflow_provider_gptimg.exceptions import (
     GptImgError,
@@ -26,7 +28,7 @@ from airflow_provider_gptimg.hooks.gptimg import GptImgHook
 from airflow_provider_gptimg.journal import attempt as attempt_module, stores
 from airflow_provider_gptimg.journal.attempt import FIRST_RELEASE_KEY, Attempt, NotSentError
 from airflow_provider_gptimg.journal.entries import Decision, Submitted, decide, read_first_release
-from airflow_provider_gptimg.journal.stores import StateStore, open_store
+from airflow_provider_gptimg.journal.stores import MemoryStore, StateStore, open_store
 from airflow_provider_gptimg.journal.submission import Submission
 
 SENT = Submitted("1.1", "same", credits=2, at=1_776_816_723.0, max_tries=3)
@@ -162,14 +164,24 @@ class TestFirstRelease:
 
 
 class State(dict):
-    """Airflow's task state store: JSON values by key. `replaced`: a retry has replaced this attempt."""
+    """Airflow's task state store: JSON values by key. `replaced`: a retry has replaced this attempt.
+
+    :param calls: That were made.
+    """
 
     replaced = False
 
+    def __init__(self):
+        self.calls = []
+
     def get(self, key, default=None):
+        self.calls.append(("get", key))
         return default if self.replaced else super().get(key, default)
 
     def set(self, key, value, retention=None):
+        self.calls.append(("set", key))
+        if self.replaced:
+            raise OSError("404: Task instance not found")
         self[key] = json.loads(json.dumps(value))
 
     def delete(self, key):
@@ -280,6 +292,19 @@ class TestAttempts:
         assert first.read() == []
         first.look()
 
+    def test_the_first_asks_the_state_store_as_little_as_it_can(self):
+        state = State()
+        first = Attempt(StateStore(state), 1, 0, LOG, state=state)
+        assert first.begin() == []
+        first.intend(SENT)
+        first.settle(SENT, task_id="x")
+        assert state.calls == [
+            ("get", "gptimg:1.1.intent"),
+            ("set", "gptimg:1.1.intent"),
+            ("get", "gptimg:2.begun"),
+            ("set", "gptimg:1.1.outcome"),
+        ]
+
     def test_a_later_one_stops_an_earlier_one(self, context):
         first, third = self.attempt(context), self.attempt(context, 3)
         third.announce()
@@ -307,19 +332,62 @@ class TestAttempts:
         with pytest.raises(NotSentError):
             first.look_again(SENT)
 
+    @pytest.mark.parametrize(("task_id", "decision"), [("x", Decision.TAKE_UP), (None, Decision.SUBMIT)])
+    def test_a_replaced_one_leaves_its_outcome_for_the_next(self, task_id, decision):
+        state, late = State(), MemoryStore()
+        first = Attempt(StateStore(state, late), 1, 0, LOG)
+        first.intend(SENT)
+        known = dict(state)
+        state.replaced = True
+        if task_id:
+            first.settle(SENT, task_id=task_id)
+        else:
+            with pytest.raises(GptImgError, match="replaced"):
+                first.look(SENT)
+        state = State()
+        state.update(known)
+        third = Attempt(StateStore(state, late), 3, 0, LOG).begin()
+        assert decide(third, SENT.fingerprint, 0, "fail").decision is decision
+        assert late.get("1.1.outcome") is None
+        assert state["gptimg:1.1.outcome"]
+
+    def test_one_that_is_not_replaced_and_cannot_write_says_so(self):
+        state, late = State(), MemoryStore()
+        first = Attempt(StateStore(state, late), 1, 0, LOG)
+        first.intend(SENT)
+        state.set = lambda *given, **more: 1 / 0
+        with pytest.raises(GptImgError, match="cannot be written"):
+            first.settle(SENT, task_id="x")
+        assert late.get("1.1.outcome") is None
+
+    def test_one_that_is_replaced_while_it_is_frozen_in_its_write_looks_at_itself(self, monkeypatch):
+        clock, state = [1000.0], State()
+        monkeypatch.setattr(attempt_module, "time", SimpleNamespace(time=lambda: clock[0], sleep=time.sleep))
+        put = state.set
+
+        def freeze(key, value, retention=None):
+            put(key, value)
+            clock[0] += 1.5
+            state.replaced = True
+
+        monkeypatch.setattr(state, "set", freeze)
+        with pytest.raises(GptImgError, match="replaced"):
+            Attempt(StateStore(state), 1, 0, LOG).intend(SENT)
+
     @pytest.mark.parametrize(("seconds", "may_send"), [(3.0, True), (60.0, False)], ids=["slow", "as-good-as-gone"])
     def test_a_store_that_is_slow_each_time_keeps_nobody_from_sending(self, context, monkeypatch, seconds, may_send):
         clock = [1000.0]
         monkeypatch.setattr(attempt_module, "time", SimpleNamespace(time=lambda: clock[0], sleep=time.sleep))
         first = self.attempt(context)
-        get, looks = first.store.get, []
+        ask = "read" if isinstance(first.store, StateStore) else "get"
+        get, looks = getattr(first.store, ask), []
 
         def slow(name):
             looks.append(name)
             clock[0] += seconds
             return get(name)
 
-        monkeypatch.setattr(first.store, "get", slow)
+        monkeypatch.setattr(first.store, ask, slow)
         with nullcontext() if may_send else pytest.raises(NotSentError, match="to answer"):
             first.intend(SENT)
             first.look_again(SENT)
@@ -493,6 +561,48 @@ class TestDelivery:
 
         return end
 
+    @pytest.mark.parametrize(
+        ("context", "submitting", "taking_up"),
+        [("state store", (3, 3, 0), (2, 8, 0)), ("Variables", (2, 8, 2), (1, 13, 3))],
+        indirect=["context"],
+    )
+    def test_the_docs_say_what_an_attempt_costs(self, context, hook, ended, monkeypatch, submitting, taking_up):
+        """Writes, reads and deletions, without the question to Airflow."""
+        calls = []
+        state, variables = context()["task_state_store"], vars(airflow_compat).get("Variable")
+
+        def counted(kind, call):
+            return lambda *given, **more: calls.append(kind) or call(*given, **more)
+
+        for owner, name in ((state, "set"), (state, "get"), (variables, "set"), (variables, "delete")):
+            if owner is not None:
+                monkeypatch.setattr(owner, name, counted(name, getattr(owner, name)))
+        monkeypatch.setattr(stores, "read_variable", counted("get", stores.read_variable))
+
+        def attempt(number):
+            calls.clear()
+            monkeypatch.setattr(attempt_module, "recorded_state", lambda ti: "running")
+            submission = Submission.of(context(number), LOG)
+            accepted = submission.obtain(hook, REQUEST, "fail", None)
+            submission.deliver(accepted.name, accepted.task.task_id)
+
+        def cost():
+            ended("success")
+            return tuple(map(calls.count, ("set", "get", "delete")))
+
+        attempt(1)
+        attempt(2)
+        taken_up = cost()
+        assert taken_up == taking_up
+        state.clear()
+        getattr(variables, "values", {}).clear()
+        attempt(1)
+        assert cost() == submitting
+        page = (Path(__file__).parents[2] / "docs/how-it-works.md").read_text()
+        for numbers in (submitting, taking_up):
+            parts = [(n, what) for n, what in zip(numbers, ("write", "read", "deletion"), strict=True) if n]
+            assert ", ".join(f"{n} {what}{'s' * (n > 1)}" for n, what in parts) in page
+
     @pytest.mark.parametrize("state", ["failed", "running", "up_for_retry", None])
     def test_a_success_that_airflow_refused_is_not_noted(self, context, ended, state):
         attempt = Attempt.of(context(), LOG)
@@ -541,7 +651,7 @@ class TestDelivery:
         monkeypatch.setattr(attempt_module, "recorded_state", fail)
         monkeypatch.setattr(attempt_module, "recorded_state", fail)
         with monkeypatch.context() as patch:
-            patch.setattr(Attempt, "_is_replaced", property(fail))
+            patch.setattr(Attempt, "_next", property(fail))
             ended("success")
         assert open_store(context()).get("1.1.end") is None
         assert "clear returns the same images" in caplog.text

@@ -28,6 +28,8 @@ def check(world: World, course: list[str]) -> None:
     """Check what holds at each moment."""
     if world.on_unknown == "fail" and world.charged > world.promised:
         raise Broken(f"charged {world.charged} times for {world.promised}: {course}")
+    if undone := [name for name, entry in world.acknowledged.items() if world.entries.get(name) != entry]:
+        raise Broken(f"a late write undid {undone}: {course}")
     if world.posts_after_stop:
         raise Broken(f"sent after a stop: {course}")
     if world.charged > world.delivered and all(actor.is_over for actor in world.actors) and not world.late:
@@ -106,11 +108,13 @@ def test_random_interleavings_of_three_attempts_with_refusals_losses_and_late_wr
 
 
 def no_announcement(patch):
+    """A replaced attempt POSTs late (4)."""
     patch.setattr(Attempt, "announce", lambda self: None)
 
 
 def no_look(patch):
-    patch.setattr(Attempt, "_is_replaced", False)
+    """As release 0.1 did it: a replaced attempt POSTs late (4)."""
+    patch.setattr(Attempt, "_next", "none")
 
 
 def a_refusal_deletes_the_intent(patch):
@@ -133,20 +137,36 @@ def one_key_for_all_attempts(patch):
 
     def make(self, *given, **more):
         made(self, *given, **more)
-        get, put, delete = self.store.get, self.store.put, self.store.delete
+        read, put, delete = self.store.read, self.store.put, self.store.delete
         same = lambda name: name if name.endswith(".begun") else "1.1" + name[name.rindex(".") :]  # noqa: E731
-        self.store.get = lambda name: get(same(name)) if name.startswith("1.1.") else None
+        self.store.read = lambda name: read(same(name)) if name.startswith("1.1.") else None
         self.store.put = lambda name, entry: put(same(name), entry)
         self.store.delete = lambda name: delete(same(name))
 
     patch.setattr(Attempt, "__init__", make)
 
 
+def one_record_for_intent_and_outcome(patch):
+    """As release 0.1 did it: a late write of the intent rolls the outcome back (3)."""
+    made = Attempt.__init__
+
+    def make(self, *given, **more):
+        made(self, *given, **more)
+        read, put = self.store.read, self.store.put
+        record = lambda name: name.replace(".outcome", ".intent")  # noqa: E731
+        self.store.read = lambda name: read(record(name))
+        self.store.put = lambda name, entry: put(record(name), entry)
+
+    patch.setattr(Attempt, "__init__", make)
+
+
 def a_callback_proves_the_delivery(patch):
+    """As release 0.1 did it: clearing a failed task pays again (1)."""
     patch.setattr(Attempt, "once_recorded", lambda self, note: attempt_module.once_ended_well(self._ti, note))
 
 
 def a_stop_is_ignored(patch):
+    """As release 0.1 did it: paying goes on after a stop (2)."""
     patch.setattr(Attempt, "_check_stop", lambda self: None)
 
 
@@ -167,3 +187,9 @@ def test_what_is_left_out_of_the_protocol_is_found(monkeypatch, left_out):
     with pytest.raises(Broken) as found:
         explore(lambda: ("state store", {}))
     print(left_out.__name__, found.value)
+
+
+def test_a_record_that_is_overwritten_is_found(monkeypatch):
+    one_record_for_intent_and_outcome(monkeypatch)
+    with pytest.raises(Broken, match="a late write undid"):
+        wander(lambda: ("state store", {"faults": True}), 3000, seed=1)
