@@ -40,6 +40,7 @@ BUCKET = "images"
 LONG_FILES = {
     "test_batch_dags.py",
     "test_compat.py",
+    "test_compat_kills.py",
     "test_cost_command.py",
     "test_dag_runs.py",
     "test_docs_blocks.py",

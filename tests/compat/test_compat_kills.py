@@ -20,7 +20,10 @@ from airflow_provider_gptimg.emulator import Emulator
 from airflow_provider_gptimg.sandbox import S3Server
 from airflow_provider_gptimg.sandbox.rest import until
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [
+    pytest.mark.timeout(600),
+    pytest.mark.skipif((3, 3) <= AIRFLOW < (3, 4), reason="make system kills at more points, on Airflow 3.3"),
+]
 HERE = Path(__file__).parent
 LIMIT = 240.0
 """Seconds that a condition may take on a busy machine."""
