@@ -64,9 +64,11 @@ class Purchaser:
         return to_submit, [entry for entry, outcome in outcomes.items() if outcome is None]
 
     def publish(self, outcomes: Mapping[Entry, Any]) -> None:
-        """Let others know of what was bought, and of what was not."""
-        with ThreadPoolExecutor(CHUNK, thread_name_prefix="gptimg-reuse") as pool:
-            list(pool.map(self._publish, outcomes.items()))
+        """Let others know of the image tasks among the outcomes of submits."""
+        bought = [(entry, task) for entry, task in outcomes.items() if isinstance(task, ImageTask)]
+        if bought and self._purchases(bought[0][0]) is not None:
+            with ThreadPoolExecutor(CHUNK, thread_name_prefix="gptimg-reuse") as pool:
+                list(pool.map(self._publish, *zip(*bought, strict=True)))
 
     def release(self) -> None:
         """Give back all leases."""
@@ -91,8 +93,7 @@ class Purchaser:
         task = still_there(self._hook, bought)
         return None if task is None else (task, None)
 
-    def _publish(self, bought: tuple[Entry, Any]) -> None:
-        entry, task = bought
+    def _publish(self, entry: Entry, task: ImageTask) -> None:
         purchases = self._purchases(entry)
-        if isinstance(task, ImageTask) and purchases is not None and entry.current is not None:
+        if purchases is not None and entry.current is not None:
             purchases.publish(task.task_id, entry.current.at, task.created_at, self._log)

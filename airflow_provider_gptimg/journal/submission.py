@@ -155,18 +155,24 @@ class Submission:
             self._attempt.deliver(name)
 
     @contextmanager
-    def known_task(self, task_id: str | None = None) -> Iterator[None]:
-        """If the API no longer knows the task, or it may have ended, add to the error how to drop the journal.
+    def known_task(self, task_id: str | None = None, *, is_own: bool = True) -> Iterator[None]:
+        """If the API no longer knows the task, or it may have ended, add to the error how to go on.
 
         :param task_id: Of the image task that is being waited for.
+        :param is_own: It was submitted by this task instance; else another one has paid for it.
         """
         if task_id is not None:
-            self._standing = f"image task {task_id} is paid for"
+            self._standing = f"image task {task_id} is paid for" + ("" if is_own else " by another task")
         try:
             yield
         except (GptImgTaskNotFoundError, GptImgTimeoutError) as error:
             is_lost = isinstance(error, GptImgTaskNotFoundError) or may_have_ended(error.last_status)
-            if is_lost and self._attempt.store.lasts:
+            if is_lost and not is_own:
+                error.add_hint(
+                    "It was submitted by another task, and reused. Clear this task to look for images again; set "
+                    "reuse=False to submit"
+                )
+            elif is_lost and self._attempt.store.lasts:
                 error.add_hint(
                     "It was submitted by this task, with another user's key perhaps. To submit again, "
                     f"{self._attempt.store.way_to_drop} and clear the task"

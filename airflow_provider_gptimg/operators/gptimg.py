@@ -250,7 +250,7 @@ class GptImgGenerateOperator(GptImgSubmitOperator, WaitMixin):
         from airflow_provider_gptimg.journal.submission import Submission
 
         self._submission = self._submission or Submission.of(context, self.log)
-        with airflow_verdict(), self._submission.known_task(task_id):
+        with airflow_verdict(), self._submission.known_task(task_id, is_own=not reused_from):
             wait = self.wait_for(
                 context,
                 task_id,

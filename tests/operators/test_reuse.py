@@ -11,10 +11,16 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from airflow_names import DAG, task
 from attempts import Instance, fails_at_once, may_be_retried
 from journals import use_s3
 
-from airflow_provider_gptimg.exceptions import GptImgError, GptImgRequestError, GptImgTaskFailedError
+from airflow_provider_gptimg.exceptions import (
+    GptImgError,
+    GptImgRequestError,
+    GptImgTaskFailedError,
+    GptImgTaskNotFoundError,
+)
 from airflow_provider_gptimg.journal import reuse as reuse_module
 from airflow_provider_gptimg.journal.reuse import Purchases
 from airflow_provider_gptimg.journal.spending import Amounts, read_spending
@@ -218,6 +224,33 @@ def test_of_two_that_ask_at_once_one_pays_and_the_other_waits(emulator, monkeypa
     assert charged(emulator) == 4
     assert sorted(result["credits"] for result in results.values()) == [0, 0, 4]
     assert len({result["task_id"] for result in results.values()}) == 1
+
+
+def test_the_decorator_takes_both_arguments(emulator):
+    def painter(generation: str) -> Any:
+        with DAG("decorated"):
+            return task.gptimg(task_id="paint", reuse=True, generation=generation)(lambda: "a cat")().operator
+
+    credits = []
+    for number, generation in enumerate(("{{ 2 + 2 }}", "4", "5")):
+        operator = painter(generation)
+        operator.render_template_fields({})
+        credits.append(instance(f"paint-{number}").attempt(operator)["credits"])
+    assert credits == [2, 0, 2]
+
+
+def test_a_reused_image_task_that_is_lost_says_how_to_go_on(emulator, clock):
+    clock.stop()
+    first = instance("first").defer(generate(deferrable=True))
+    second = instance("second")
+    reused = second.defer(generate(deferrable=True))
+    assert reused.kwargs["task_id"] == first.kwargs["task_id"]
+    assert reused.kwargs["reused_from"]["airflow_task_id"] == "first"
+    emulator.fault("poll", 404, times=None)
+    with fails_at_once(GptImgTaskNotFoundError) as caught:
+        generate(deferrable=True).resume_execution("execute_complete", reused.kwargs | {"event": None}, second.context)
+    assert "submitted by another task" in str(caught.value)
+    assert charged(emulator) == 4
 
 
 def lease_of(keys: Callable[[], list[str]]) -> list[str]:
