@@ -123,7 +123,7 @@ class GptImgServerError(GptImgError):
 
 
 class GptImgSubmissionUnknownError(GptImgError):
-    """A submit was sent, and whether it was accepted cannot be known: credits may have been charged."""
+    """A submit was sent, and nobody knows whether it was accepted: credits may have been charged."""
 
 
 class GptImgTaskFailedError(GptImgError):

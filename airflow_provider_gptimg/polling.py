@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When to ask for an image task next; pure, so that trigger and worker wait by the same rules."""
+"""Plan the polls of image tasks; pure, so that trigger and worker wait by the same rules."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def may_have_ended(status: str | None) -> bool:
 def ends_wait(
     error: GptImgError, now: float, *, submitted_at: float | None = None, unseen_since: float | None = None
 ) -> bool:
-    """Return whether the answer to a poll is the API's own word, which no other poll would change.
+    """Return whether a poll's error ends the wait: the API itself said it, and no other poll would change it.
 
     :param now: Unix seconds.
     :param submitted_at: When the task was submitted, in Unix seconds; None: unknown.
@@ -92,7 +92,7 @@ def ends_wait(
 
 @dataclass(frozen=True)
 class Schedule:
-    """First poll after most of the time a generation takes, then one each interval.
+    """Poll first after most of the time that a generation takes, then once each interval.
 
     The vendor says that a generation takes 45–60 s typically, and asks for polls 5–10 s apart. Learning the
     first poll from the moments at which ends were seen would make each next one later; so it is fixed.
@@ -135,7 +135,7 @@ class Progress:
     _logged_at: float = float("-inf")
 
     def log_poll(self, task_id: str, outcome: ImageTask | GptImgError, now: float, submitted_at: float | None) -> None:
-        """Log what is worth a line.
+        """Log the outcome of a poll if it is news, or if half a minute has passed.
 
         :param now: Unix seconds.
         :param submitted_at: Unix seconds; None where unknown.
@@ -194,16 +194,16 @@ class Wait:
 
     @property
     def waiting(self) -> list[str]:
-        """The tasks that are planned to be asked for."""
+        """The tasks that will be polled."""
         return [task_id for _, task_id in self._queue]
 
     @property
     def planned(self) -> dict[str, float]:
-        """When each waiting task is to be asked for, in Unix seconds."""
+        """Time of each waiting task's next poll, in Unix seconds."""
         return {task_id: at for at, task_id in self._queue}
 
     def forget(self, task_ids: Iterable[str]) -> None:
-        """Ask no more for these."""
+        """Stop polling these."""
         forgotten = set(task_ids)
         self._queue = [planned for planned in self._queue if planned[1] not in forgotten]
         heapq.heapify(self._queue)

@@ -42,7 +42,7 @@ def count_poll(outcome: ImageTask | GptImgError, *, waited: bool = True, in_trig
 
 
 def span(name: str, **attributes: str | int) -> AbstractContextManager[Any]:
-    """Trace what happens in the block as `gptimg.<name>`; further attributes can be set on what it gives."""
+    """Trace the block as the span `gptimg.<name>`, and yield the span for further attributes."""
     from opentelemetry import trace
 
     if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):  # nobody takes spans

@@ -41,7 +41,7 @@ HOLDS_A_WORKER = (
 
 
 class WaitMixin:
-    """Wait for image tasks: part of each operator that does. The arguments of the same names are the operator's."""
+    """Mixin of the operators that wait for image tasks. Its attributes are their arguments of the same names."""
 
     gptimg_conn_id: str
     deferrable: bool
@@ -54,7 +54,7 @@ class WaitMixin:
     defer: Any
 
     def check_wait(self, hook: GptImgHook) -> None:
-        """Refuse a wait that cannot be, before anything is paid for.
+        """Check the wait's arguments, before anything is paid for.
 
         :raises GptImgRequestError: An argument is not a number of seconds.
         """

@@ -37,7 +37,7 @@ __all__ = ["Answer", "NoAnswer", "decode", "judge_probe", "unanswered"]
 
 _USUAL_START = "gpt-image-2-"
 _PASSING = (408, 409, 425)
-"""Refusals of a poll that the same poll may not meet again."""
+"""Statuses with which the API refuses a poll for a moment only."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ def _http_date(value: str | None) -> float | None:
 
 
 def _answered_at(answer: Answer) -> float:
-    """Return when the answer was written: by the API's own clock if it says so, else by the local one."""
+    """Return the time of the answer, by the API's own clock if it has a Date header, else by the local one."""
     return _http_date(answer.headers.get("date")) or answer.received_at
 
 

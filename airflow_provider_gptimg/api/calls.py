@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API's two calls, as they are sent."""
+"""The API's two calls: submit and poll."""
 
 from __future__ import annotations
 

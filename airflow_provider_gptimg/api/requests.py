@@ -37,7 +37,7 @@ SUBMIT_ARGUMENTS = ("prompt", "aspect_ratio", "n", "reference_images", "extra_bo
 
 
 def check_names(names: Iterable[object], what: str = "an argument of a request") -> None:
-    """Refuse names that are not of submit arguments.
+    """Refuse names that no submit argument has.
 
     :param what: They should be, for the message.
     :raises GptImgRequestError: Names the first of them, and what it probably means.
@@ -64,7 +64,7 @@ def check_on_unknown_submission(policy: object) -> str | None:
 
 
 def check_max_credits(max_credits: object, credits: int, what: str = "this request") -> None:
-    """Refuse what would cost more than its author allowed.
+    """Refuse a request that would cost more than its author allowed.
 
     :param max_credits: A whole number, also as text, as a template renders it; None: no limit.
     :param credits: What it would cost.
@@ -109,7 +109,7 @@ class ImageRequest:
         reference_images: object = None,
         extra_body: object = None,
     ) -> ImageRequest:
-        """Return the request if its form is right; the API decides the rest.
+        """Check the form of a request, and return it; the API decides the rest.
 
         :param n: A whole number, also as text or as `2.0`, as templates and tables write it; None, NaN or blank: 1.
         :param reference_images: A list, or one reference as text.

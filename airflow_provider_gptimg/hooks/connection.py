@@ -94,7 +94,7 @@ class ConnectionSettings:
 
     @classmethod
     def read(cls, conn: Connection) -> ConnectionSettings:
-        """Return what `conn` says.
+        """Check the fields of `conn`, and return them as settings.
 
         :raises GptImgAuthError: It has no key, or one that fits in no header.
         :raises GptImgRequestError: A field is wrong; the message names connection, field and way out.
@@ -217,7 +217,7 @@ class ConnectionSettings:
 
 
 def name_connection(error: GptImgAuthError, conn_id: str) -> GptImgAuthError:
-    """Return an error about the key that says whose key it is."""
+    """Add the id of the connection to an error about its key."""
     error.message = f"Connection {conn_id!r}: {error.message}"
     return error
 

@@ -36,11 +36,11 @@ _SWITCHES = {
     **dict.fromkeys(("false", "no", "off", "0"), False),
 }
 _LONGEST = 86_400.0
-"""Seconds that a setting may name. A timer set for centuries fails, and would do so just before a submit is sent."""
+"""Greatest number of seconds of a setting. A timer set for centuries fails, just before a submit is sent."""
 
 
 def read_extra(conn: Connection) -> dict[str, Any]:
-    """Return the extra; names that are not known are warned of, once.
+    """Return the extra; warn once of each unknown name.
 
     :raises GptImgRequestError: It is not a JSON object.
     """

@@ -121,7 +121,7 @@ class GptImgHook(BaseHook):
         return self.submit_prepared(self.prepare_submit(request, aws_conn_id))
 
     def prepare_submit(self, request: ImageRequest, aws_conn_id: str | None) -> PreparedSubmit:
-        """Return what is to be sent for `request`; all that can be refused without the API is refused here.
+        """Prepare the submit of `request`; refuse here all that can be refused without the API.
 
         :param aws_conn_id: AWS connection that presigns `s3://` references.
         :raises GptImgRequestError: The connection or the request is wrong.

@@ -26,7 +26,7 @@ __all__ = ["MAX_ANSWER", "USER_AGENT", "exchange", "make_answer", "request_heade
 
 USER_AGENT = f"airflow-provider-gptimg/{__version__}"
 MAX_ANSWER = 64 * 1024
-"""Bytes of an answer's body: the API's have some hundred."""
+"""Greatest size of an answer's body in bytes; the API sends some hundred."""
 
 _SHORTEST_SECRET = 5
 _WANTED_HEADERS = (b"date", b"retry-after", b"x-request-id")
@@ -35,7 +35,7 @@ _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.U
 
 
 class _Transport(httpx.HTTPTransport):
-    """Keeps from the line that httpx logs of each request what may be a secret in it."""
+    """Keep possible secrets out of the line that httpx logs for each request."""
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         response = super().handle_request(request)
@@ -98,7 +98,7 @@ def exchange(
 
 
 def _receive(response: httpx.Response) -> tuple[bytes, str | None]:
-    """Return the body, and why it could not be read if so."""
+    """Return the body, and the reason if it could not be read."""
     try:
         bounded = BoundedBody(response.headers.get("content-encoding", ""), MAX_ANSWER)
         body = b"".join(piece for chunk in response.iter_raw() for piece in bounded.feed(chunk))
@@ -146,7 +146,7 @@ def make_answer(
 
 
 def why_not(error: Exception, settings: ConnectionSettings, out_of_time: bool, secrets: tuple[str, ...] = ()) -> str:
-    """Return in words why no answer came: what is not HTTP may quote the request, and the key in it."""
+    """Return in words why no answer came, without the key: an answer that is not HTTP may quote the request."""
     if out_of_time:
         return f"the answer took longer than {settings.call_timeout:g} s"
     reason = clean(_without(_long_enough(settings.api_key, *secrets), str(error)))

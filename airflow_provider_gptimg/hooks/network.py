@@ -48,7 +48,7 @@ def tls_context(verify: bool | str) -> ssl.SSLContext:
 
 
 def _state(path: str) -> tuple[int, int, int]:
-    """Return what changes when a bundle is renewed in place."""
+    """Return a stamp that changes when a bundle is renewed in place."""
     state = Path(path).stat()
     return state.st_mtime_ns, state.st_size, state.st_ino
 

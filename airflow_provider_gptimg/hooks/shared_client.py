@@ -157,7 +157,7 @@ class SharedClient:
         return make_answer(response.status, response.raw_headers, body, flaw, settings)
 
     async def _open(self, settings: ConnectionSettings) -> None:
-        """Make a way to the API, unless the last one serves."""
+        """Open a way to the API, unless the last one still fits."""
         context = await asyncio.to_thread(tls_context, settings.verify)
         proxy = proxy_for(settings.origin)
         if self._ways:
@@ -217,7 +217,7 @@ _SOCKETS: dict[str, Any] = (
 
 
 async def _receive(response: aiohttp.ClientResponse) -> tuple[bytes, str | None]:
-    """Return the body, and why it could not be read if so."""
+    """Return the body, and the reason if it could not be read."""
     length = response.content_length
     if length is not None and length <= MAX_ANSWER and hdrs.CONTENT_ENCODING not in response.headers:
         return await response.content.read(), None  # as nearly all are: in one piece

@@ -146,7 +146,7 @@ class GptImgTaskTrigger(BaseTrigger):
         return wait_for(client, wait, since)
 
     def _is_readable(self) -> bool:
-        """True if the ids are ids; if not, such as a list that Jinja made text of, the worker has the value itself."""
+        """False if the ids are not ids, e.g. a list that Jinja turned into text: then the worker reads them."""
         try:
             for given in self._task_ids:
                 check_task_id(given)
@@ -155,7 +155,7 @@ class GptImgTaskTrigger(BaseTrigger):
         return True
 
     async def _wait_for_one(self, client: SharedClient, wait: Wait, since: float | None) -> str:
-        """Wait without an asyncio task for each poll: thousands of triggers do."""
+        """Wait for one task without an asyncio task for each poll: thousands of triggers do this at a time."""
         while (due := wait.next_at) is not None:
             now = time.time()
             if wait.expired(now):
@@ -211,7 +211,7 @@ class GptImgTaskTrigger(BaseTrigger):
             wait.add([task_id], max(first or 0.0, now), spread=wait.schedule.poll_interval if late else 0.0)
 
     async def _poll_in_time(self, client: SharedClient, wait: Wait, task_id: str) -> bool:
-        """Poll, and return whether that came to its end before the deadline."""
+        """Poll, and return whether the poll ended before the deadline."""
         left = None if wait.deadline is None else wait.deadline - time.time()
         try:
             async with asyncio.timeout(left) as limit:
