@@ -112,7 +112,6 @@ def _running(**settings: str) -> Iterator[Gallery]:
             **settings,
         }
         with StandaloneAirflow(HERE / "dags", env) as airflow:
-            gallery_xcoms.home = airflow.home
             passwords = json.loads((airflow.home / "passwords.json").read_text())
             yield Gallery(airflow, emulator, server.client(), slow, passwords)
 
@@ -120,6 +119,7 @@ def _running(**settings: str) -> Iterator[Gallery]:
 @pytest.fixture(scope="session")
 def gallery() -> Iterator[Gallery]:
     with _running() as running:
+        gallery_xcoms.home = running.airflow.home
         yield running
 
 
