@@ -178,8 +178,8 @@ def main() -> None:
             Scene(5000, False, ours),
         ]
     else:
-        scenes = [Scene(1000, True, (*ours, "http-event", "http-sensor", "databricks"))]
-    times = Times()
+        scenes = [Scene(1000, True, (*ours, "http-sensor", "databricks"))]
+    times = Times() if arguments.full else Times(6.0, 10.0)
     os.sched_setaffinity(0, CPUS[:1])
     with tempfile.TemporaryDirectory() as folder, LoopbackApi(Path(folder)) as api:
         measure(api, scenes, arguments.rounds, times, Path(folder))

@@ -36,18 +36,27 @@ os.environ |= {
 
 BUCKET = "images"
 
-# They start an Airflow or run whole DAGs: begun last, they would keep one core waiting for the other.
-LONG_FILES = {
-    "test_batch_dags.py",
+# The longest first: begun last, they would keep one core waiting for the other.
+LONG_FILES = [
+    "test_paid_once.py",
+    "test_batch_operator.py",
+    "test_dag_runs.py",
+    "test_batch_ledger.py",
+    "test_to_s3.py",
+    "test_docs_blocks.py",
     "test_compat.py",
     "test_compat_kills.py",
-    "test_cost_command.py",
-    "test_dag_runs.py",
-    "test_docs_blocks.py",
-    "test_docs_links.py",
+    "test_batch_dags.py",
     "test_lineage.py",
-    "test_system_pipeline.py",
-}
+    "test_frozen.py",
+    "test_batch_kills.py",
+    "test_waiting.py",
+    "test_journal.py",
+    "test_any_store.py",
+    "test_to_s3_images.py",
+    "test_journal_interleavings.py",
+    "test_killed_worker.py",
+]
 
 
 # What these are about, older Airflows do not have.
@@ -81,7 +90,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             own_store = {"operators", "batch"} & set(item.path.parts)  # see _the_tests_own_state_store
             if not own_store and ("state store" in item.name or "first_release" in item.name):
                 item.add_marker(pytest.mark.skip(reason="Airflow 3.3 and newer have a task state store"))
-    items.sort(key=lambda item: item.path.name not in LONG_FILES)
+    places = {name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -35,13 +35,16 @@ COMMANDS = [
     for command in re.findall(r"^\$ (.*)$", block.text.replace("\\\n", ""), re.MULTILINE)
 ]
 
+# One process for all, since Airflow's imports take seconds.
 RUN_EACH = """
-import sys
-from airflow.__main__ import main
+import json, runpy, sys
 
-for dag_id in sys.argv[1:]:
-    sys.argv = ["airflow", "dags", "test", dag_id]
-    main()
+for sys.argv in json.loads(sys.argv[1]):
+    print("\\x1e")
+    try:
+        runpy.run_module(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, sys.argv
 """
 
 
@@ -52,6 +55,11 @@ def run(*command: str, cwd: Path | None = None, **env: str) -> str:
     )
     assert ended.returncode == 0, f"{shlex.join(command)[:200]}\n{ended.stdout[-8000:]}"
     return ended.stdout
+
+
+def run_each(commands: list[list[str]], **env: str) -> list[str]:
+    """Return what each of some commands printed, `module argument …`, run one after another in one process."""
+    return run(sys.executable, "-u", "-c", RUN_EACH, json.dumps(commands), **env).split("\x1e\n")[1:]
 
 
 def test_blocks_are_of_kinds_that_are_tested():
@@ -90,7 +98,7 @@ class Made:
 
 @pytest.fixture(scope="module")
 def made(airflow_db: str, dag_folder: Path, dag_ids: list[str]) -> Iterator[Made]:
-    """What comes of all DAGs, each run by `airflow dags test`, in one process since Airflow's imports take long."""
+    """What comes of all DAGs, each run by `airflow dags test`."""
     with (
         Emulator(durations=(1, 1), extra={"poll_interval": 0.2, "first_poll_after": 0}) as emulator,
         S3Server(BUCKETS[0]) as server,
@@ -98,8 +106,8 @@ def made(airflow_db: str, dag_folder: Path, dag_ids: list[str]) -> Iterator[Made
         s3 = server.client()
         s3.create_bucket(Bucket=BUCKETS[1])
         s3.put_object(Bucket="my-data", Key="prompts.csv", Body=(SAMPLES / "prompts.csv").read_bytes())
-        run(
-            *(sys.executable, "-c", RUN_EACH, *dag_ids),
+        run_each(
+            [["airflow", "dags", "test", dag_id] for dag_id in dag_ids],
             AIRFLOW__CORE__DAGS_FOLDER=str(dag_folder),
             AIRFLOW_CONN_GPTIMG_DEFAULT=emulator.connection_json,
             AIRFLOW_CONN_AWS_DEFAULT=server.connection_json,
@@ -109,6 +117,7 @@ def made(airflow_db: str, dag_folder: Path, dag_ids: list[str]) -> Iterator[Made
         yield Made(emulator, {key: s3.get_object(Bucket="my-images", Key=key)["Body"].read() for key in keys})
 
 
+@pytest.mark.system
 @pytest.mark.timeout(400)
 def test_airflow_runs_each_dag_to_its_end(made):
     assert {task.status for task in made.emulator.tasks} == {"completed"}
@@ -128,6 +137,7 @@ def manifest(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.system
 @pytest.mark.timeout(400)
 def test_duckdb_answers_the_query(manifest, made):
     import duckdb
@@ -144,6 +154,7 @@ def test_duckdb_answers_the_query(manifest, made):
     assert size == sum(row["size"] for row in rows)
 
 
+@pytest.mark.system
 @pytest.mark.timeout(400)
 def test_athena_is_told_the_fields_that_a_manifest_has(manifest):
     (statement,) = (block.text for block in blocks("sql") if block.text.startswith("CREATE EXTERNAL TABLE"))
@@ -165,6 +176,7 @@ def test_athena_is_told_the_fields_that_a_manifest_has(manifest):
 CONSTRAINTS = r"https://raw\.githubusercontent\.com/apache/airflow"
 
 
+@pytest.mark.system
 @pytest.mark.timeout(400)
 def test_the_page_on_testing_is_a_test_suite_that_passes(airflow_db, tmp_path):
     """Its blocks, put into the files that they name."""
@@ -183,9 +195,30 @@ def test_the_page_on_testing_is_a_test_suite_that_passes(airflow_db, tmp_path):
     assert f"{tests} passed" in told
 
 
+@pytest.fixture(scope="module")
+def printed(airflow_db: str, dag_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the commands print that start a program of Airflow's or of this package."""
+    started = {}
+    for parameters in COMMANDS:
+        match shlex.split(parameters.values[0]):
+            case ["python", "-m", "airflow_provider_gptimg.cost" as module, dag_id]:
+                started[parameters.values[0]] = [module, dag_id]
+            case ["python", "-m", module, *arguments] if module != "pytest":
+                started[parameters.values[0]] = [module, *arguments, "--help"]  # which refuses wrong values too
+            case ["airflow", *_] as words:
+                started[parameters.values[0]] = words
+    told = run_each(
+        list(started.values()),
+        AIRFLOW_HOME=str(tmp_path_factory.mktemp("home")),
+        AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=f"sqlite:///{airflow_db}/airflow.db",
+        AIRFLOW__CORE__DAGS_FOLDER=str(dag_folder),
+    )
+    return dict(zip(started, told, strict=True))
+
+
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize(("command", "block"), COMMANDS)
-def test_commands_work(command: str, block: Block, airflow_db, dag_folder, tmp_path):
+def test_commands_work(command: str, block: Block, printed):
     if setting := re.fullmatch(r"export (.*)", command):
         for assignment in shlex.split(setting[1]):
             check_variable(*assignment.split("=", 1))
@@ -204,19 +237,13 @@ def test_commands_work(command: str, block: Block, airflow_db, dag_folder, tmp_p
         case ["python", "-m", "pytest"]:
             assert block.page == TESTING, "which is run as a whole"
         case ["python", "-m", "airflow_provider_gptimg.cost", _]:
-            told = run(sys.executable, *words[1:], AIRFLOW__CORE__DAGS_FOLDER=str(dag_folder))
-            shown = block.text.split("\n", 1)[1]
-            assert shown in told
+            assert block.text.split("\n", 1)[1] in printed[command]
         case ["python", "-m", module, *_]:
             assert module.startswith("airflow_provider_gptimg.")
-            told = run(sys.executable, *words[1:], "--help")  # which also refuses values that are none
-            assert {word for word in words if word.startswith("--")} <= set(re.findall(r"--[\w-]+", told))
+            options = set(re.findall(r"--[\w-]+", printed[command]))
+            assert {word for word in words if word.startswith("--")} <= options
         case ["airflow", *_]:
-            run(
-                *(sys.executable, "-m", *words),
-                AIRFLOW_HOME=str(tmp_path),
-                AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=f"sqlite:///{airflow_db}/airflow.db",
-            )
+            assert command in printed
         case _:
             raise AssertionError(f"nothing tests {command!r} in {block.page}")
 

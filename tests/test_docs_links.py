@@ -94,11 +94,13 @@ def pages(site: Path) -> dict[Path, Page]:
     return {path: Page(path.read_text()) for path in site.rglob("*.html")}
 
 
+@pytest.mark.system
 def test_the_site_has_every_page(site, pages):
     expected = {path.relative_to(ROOT / "docs").with_suffix(".html") for path in ROOT.glob("docs/**/*.md")}
     assert expected <= {path.relative_to(site) for path in pages}
 
 
+@pytest.mark.system
 def test_links_in_the_site_lead_somewhere(pages):
     outward = 0
     for path, page in pages.items():
@@ -115,6 +117,7 @@ def test_links_in_the_site_lead_somewhere(pages):
     assert outward
 
 
+@pytest.mark.system
 def test_the_site_loads_nothing_from_elsewhere(site, pages):
     for path, page in pages.items():
         for target in page.loads:
@@ -160,6 +163,7 @@ def test_a_wide_window_shows_all_code_and_a_narrow_one_scrolls_only_in_its_boxes
             assert narrow.evaluate("document.documentElement.scrollWidth") <= 390, path.name
 
 
+@pytest.mark.system
 def test_every_public_class_has_its_reference(pages):
     """What a DAG author may import, as the provider's metadata lists it."""
     info = get_provider_info()

@@ -112,7 +112,9 @@ def kill_at(worker: Worker, pid: int, api: Emulator, calls: int) -> dict[str, An
     return worker.kill(pid)
 
 
-@pytest.mark.parametrize(("seed", "deferrable"), [(1, False), (2, False), (3, True)])
+@pytest.mark.parametrize(
+    ("seed", "deferrable"), [(1, False), pytest.param(2, False, marks=pytest.mark.system), (3, True)]
+)
 def test_kills_at_random_moments(
     worker: Worker, api: Emulator, stored: Callable[[], dict[str, bytes]], seed: int, deferrable: bool
 ) -> None:
