@@ -107,9 +107,9 @@ gallery: $(READY)
 # Tables on stdout, progress on stderr; 20 minutes on two cores that do nothing else, an hour with BENCH_ARGS=--full.
 bench: $(READY)
 	@$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-bench
-	$(BIN)/uv pip install --quiet --python .venv-bench/bin/python --require-hashes --compile-bytecode \
+	@$(BIN)/uv pip install --quiet --python .venv-bench/bin/python --require-hashes --compile-bytecode \
 		-r benchmarks/requirements.lock
-	$(BIN)/uv pip install --quiet --python .venv-bench/bin/python --no-deps --no-build-isolation --editable .
+	@$(BIN)/uv pip install --quiet --python .venv-bench/bin/python --no-deps --no-build-isolation --editable .
 	@for benchmark in polling_schedule polling_cost polling_on_time waiting_dag mirroring batch; do \
 		echo "## $$benchmark, $$(git describe --always), load average $$(cut -d' ' -f1 /proc/loadavg)"; \
 		.venv-bench/bin/python -m benchmarks.$$benchmark $(BENCH_ARGS) || exit 1; \

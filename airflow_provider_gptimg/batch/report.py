@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a batch tells people: a small summary, the error it ends with, and what is paid for when it is stopped."""
+"""A batch in words: its summary, the error it ends with, and what is paid for when it is stopped."""
 
 from __future__ import annotations
 
