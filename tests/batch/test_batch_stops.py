@@ -55,6 +55,21 @@ def test_after_a_stop_nothing_is_sent(
     assert "Submitted image task" in log
 
 
+def test_after_a_click_only_what_is_under_way_is_sent(
+    emulator: Any, instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process of a task that a person marks failed learns of it seconds later, but Airflow knows at once."""
+    state = ["running"]
+    monkeypatch.setattr(Attempt, "_state_in_airflow", property(lambda self: state[0]))
+    operator = copy.copy(batch(prompts(30), max_in_flight=30))
+    at_the_third_submit(monkeypatch, lambda: state.append(state.pop().replace("running", "failed")))
+
+    with pytest.raises(NotSentError, match="Airflow has this task as failed"):
+        operator.execute(instance.context)
+
+    assert submits(emulator) == CHUNK
+
+
 def test_what_a_stopped_attempt_has_not_sent_is_not_unknown(
     emulator: Any, instance: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
