@@ -48,6 +48,8 @@ class Airflow2(StandaloneAirflow):
         database = f"sqlite:///{os.environ['AIRFLOW_HOME']}/airflow.db?timeout=60"
         own = {
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database,
+            # Else the first of its processes makes a key, while the others start without one.
+            "AIRFLOW__CORE__FERNET_KEY": "",
             "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
             "_AIRFLOW__SKIP_DATABASE_EXECUTOR_COMPATIBILITY_CHECK": "1",
             # A task whose process was killed is found at once. What is found again before the first callback has run
