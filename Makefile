@@ -54,7 +54,7 @@ fuzz: $(READY)
 	FUZZ_ANSWERS=$(or $(ANSWERS),1000000) $(BIN)/python -m pytest tests/unit/hooks/test_hook_fuzzed.py -s $(PYTEST_ARGS)
 
 quick: $(READY)
-	$(BIN)/python -m pytest --quiet -m "not system" -k "not S3" --ignore tests/unit/hooks \
+	$(BIN)/python -m pytest --quiet -m "not system" -k "not S3" --ignore tests/unit/hooks --ignore tests/unit/test_journal_interleavings.py \
 		tests/unit tests/test_layers.py tests/mirroring/test_image_formats.py $(PYTEST_ARGS)
 
 system: $(READY)

@@ -69,6 +69,7 @@ def stored(s3: Any) -> dict[str, dict[str, Any]]:
     return {found["Key"]: found for found in s3.list_objects_v2(Bucket="images").get("Contents", ())}
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("seed", [2])
 def test_every_object_is_exact_however_often_the_worker_is_killed(emulator, s3, tmp_path, seed):
     dice = random.Random(seed)
