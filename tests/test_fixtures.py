@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-DAG = """
-from airflow.sdk import DAG
+from airflow_provider_gptimg.airflow_compat import AIRFLOW
+
+DAG = f"""
+from {"airflow.sdk" if AIRFLOW >= (3, 0) else "airflow"} import DAG
 from airflow_provider_gptimg.operators.gptimg import GptImgSubmitOperator
 from airflow_provider_gptimg.transfers.gptimg_to_s3 import GptImgToS3Operator
 

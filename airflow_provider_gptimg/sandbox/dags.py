@@ -7,6 +7,7 @@ Run as a script, in a throw-away Airflow's environment, it prints :class:`FoundD
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from contextlib import redirect_stdout
@@ -58,7 +59,7 @@ def main() -> None:
 
         bag = DagBag(sys.argv[1])
     errors = {
-        str(Path(path).relative_to(sys.argv[1])): _in_one_line(path, trace) for path, trace in bag.import_errors.items()
+        os.path.relpath(path, sys.argv[1]): _in_one_line(path, trace) for path, trace in bag.import_errors.items()
     }
     print(json.dumps(asdict(FoundDags(sorted(bag.dags), errors))))
 
