@@ -26,14 +26,18 @@ _SOON = {
 
 
 @contextmanager
-def killable_airflow(gate: Gate, connections: Mapping[str, str], parallelism: int) -> Iterator[StandaloneAirflow]:
+def killable_airflow(
+    gate: Gate, connections: Mapping[str, str], parallelism: int, settings: Mapping[str, str] | None = None
+) -> Iterator[StandaloneAirflow]:
     """Run an Airflow behind `gate`.
 
     :param connections: Airflow connections in JSON by their ids.
     :param parallelism: Tasks that run at a time at the most.
+    :param settings: Further environment variables.
     """
     env = {
         **_SOON,
+        **(settings or {}),
         **{f"AIRFLOW_CONN_{conn_id.upper()}": connection for conn_id, connection in connections.items()},
         "AIRFLOW__CORE__PARALLELISM": str(parallelism),
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{gate.url}/execution/",

@@ -19,6 +19,9 @@ from kill_gate import Gate
 from kill_report import TASK, delivered, failed_for_unknown_outcome, record_of, table
 
 from airflow_provider_gptimg.emulator import Emulator
+from airflow_provider_gptimg.journal.spending import Amounts, read_spending, sum_by
+from airflow_provider_gptimg.journal.stores import open_s3_journal
+from airflow_provider_gptimg.sandbox import S3Server
 from airflow_provider_gptimg.sandbox.rest import FINAL_RUN_STATES, DagRun
 from airflow_provider_gptimg.sandbox.standalone import StandaloneAirflow
 
@@ -57,6 +60,45 @@ def test_ten_images_are_paid_for_once_while_processes_die(
     airflow: StandaloneAirflow, emulator: Emulator, capsys: pytest.CaptureFixture[str]
 ) -> None:
     check(airflow, emulator, "chaos_10", 45, capsys)
+
+
+@pytest.mark.system
+@pytest.mark.timeout(900)
+def test_spending_equals_the_ledger_while_processes_die(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the journal in S3, and generations that fail."""
+    extra = {"first_poll_after": 3, "poll_interval": 1}
+    with (
+        Emulator(durations=(2, 8), credits=10_000, fail_rate=0.2, seed=SEED, extra=extra) as emulator,
+        S3Server("journals") as server,
+        Gate() as gate,
+    ):
+        emulator.latency = 1.0
+        connections = {"gptimg_chaos": emulator.connection_json, "aws_default": server.connection_json}
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", server.connection_json)
+        monkeypatch.setenv("AIRFLOW__GPTIMG__JOURNAL", "s3://journals/gptimg")
+        settings = {"AIRFLOW__GPTIMG__JOURNAL": "s3://journals/gptimg"}
+        with killable_airflow(gate, connections, parallelism=6, settings=settings) as airflow:
+            run = airflow.trigger("chaos_10")
+            kills = kill_at_random(airflow, run, 45)
+            run.wait(700)
+        journal = open_s3_journal()
+        assert journal is not None
+        spent = read_spending(journal)
+    total = sum((each.amounts for each in spent), Amounts())
+    charges = {entry.task_id: entry.credits for entry in emulator.ledger if entry.kind == "charge"}
+    known = {each.image_task: each.amounts for each in spent if each.amounts.charged}
+    refunds = {entry.task_id for entry in emulator.ledger if entry.kind == "refund"}
+    with capsys.disabled():
+        print(f"\n{dict(kills)}, ledger: {sum(charges.values())} charged, {len(refunds)} refunds; {total}")
+    assert {task_id: charges[task_id] for task_id in known} == {id_: each.charged for id_, each in known.items()}
+    assert {task_id for task_id, each in known.items() if each.refunded} == refunds & known.keys()
+    lost = sum(credits for task_id, credits in charges.items() if task_id not in known)
+    assert total.charged + lost == sum(charges.values())
+    assert lost <= total.unknown
+    assert sum_by(spent, "dag").keys() == {"chaos_10"}
+    assert kills["task"], "nothing was tried"
 
 
 def check(
