@@ -41,12 +41,16 @@ class Watch:
 
     def _spent(self) -> Iterator[str]:
         ledger = self._ledger()
-        for entry in ledger[self._entries :]:
-            charged = sum(each.credits for each in ledger if each.kind == "charge")
-            refunded = sum(each.credits for each in ledger if each.kind == "refund")
-            kind = "charged" if entry.kind == "charge" else "refunded"
-            yield f"{entry.credits} credits {kind} for {entry.task_id}; in all {charged} charged, {refunded} refunded"
-        self._entries = len(ledger)
+        new, self._entries = ledger[self._entries :], len(ledger)
+        totals = {kind: sum(entry.credits for entry in ledger if entry.kind == kind) for kind in ("charge", "refund")}
+        for kind, done in (("charge", "charged"), ("refund", "refunded")):
+            moved = [entry for entry in new if entry.kind == kind]
+            if moved:
+                tasks = moved[0].task_id if len(moved) == 1 else f"{len(moved)} image tasks"
+                yield (
+                    f"{sum(entry.credits for entry in moved)} credits {done} for {tasks}; "
+                    f"in all {totals['charge']} charged, {totals['refund']} refunded"
+                )
 
     def _broken(self) -> Iterator[str]:
         errors = self._import_errors()
