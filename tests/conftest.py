@@ -21,6 +21,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Airflow reads its home once, at its first import: it has to be known before any test module is.
 _HOME = tempfile.mkdtemp(prefix="airflow-home-")
@@ -34,6 +35,17 @@ os.environ |= {
     "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
     "PYTHONPATH": str(Path(__file__).parent),  # for the scripts that tests start
 }
+
+# The same examples at each run, and no machine is too slow for one.
+settings.register_profile(
+    "gptimg",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    max_examples=100,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("gptimg")
 
 BUCKET = "images"
 

@@ -97,20 +97,17 @@ class Attempt:
     def begin(self) -> list[Submitted]:
         """Announce this attempt, and return what earlier ones have submitted."""
         self.announce()
-        return self.read(first_release=self.number > 1)
+        return self.read()
 
-    def read(self, *, first_release: bool = True) -> list[Submitted]:
-        """Return all submissions that the journal knows, in the order of their attempts and POSTs.
-
-        :param first_release: Look for the record of release 0.1, too.
-        """
+    def read(self) -> list[Submitted]:
+        """Return all submissions that the journal knows, in the order of their attempts and POSTs."""
         names = self.store.list()
 
         def entry(name: str) -> Any:
             return self.store.read(name) if names is None or name in names else None
 
         found = []
-        if first_release and self._state is not None and (record := self._state.get(FIRST_RELEASE_KEY)) is not None:
+        if self._state is not None and (record := self._state.get(FIRST_RELEASE_KEY)) is not None:
             first = read_first_release(record)
             end = Submitted.read(first.name, {}, {}, entry(f"{first.name}.end"))
             delivered = first.delivered if end.delivered is None else end.delivered

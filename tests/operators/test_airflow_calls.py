@@ -28,8 +28,8 @@ PURPOSES = {
     "GetXComCount return_value": (1, "Airflow: the transfer is mapped over the generate task's output"),
     "GetXComSequenceItem return_value": (1, "Airflow: the one of its results that this transfer takes"),
     "SetXCom return_value": (2, "Airflow: the result of each task"),
-    # Three, and five more here: dag.test() drops what a task deferred with, so that it has to look for its submission.
-    "GetTaskStateStore *": (8, "journal: what earlier attempts did, and whether a later one has begun"),
+    # Four, and five more here: dag.test() drops what a task deferred with, so that it has to look for its submission.
+    "GetTaskStateStore *": (9, "journal: what earlier attempts did, and whether a later one has begun"),
     "SetTaskStateStore *": (3, "journal: before the POST, after it, and once the success is recorded"),
     "GetTaskStates": (1, "journal: whether Airflow has recorded the success"),
     "SetXCom credits": (1, "what the submit was charged, for the gallery and for cost reports"),

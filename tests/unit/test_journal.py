@@ -299,6 +299,7 @@ class TestAttempts:
         first.intend(SENT)
         first.settle(SENT, task_id="x")
         assert state.calls == [
+            ("get", FIRST_RELEASE_KEY),
             ("get", "gptimg:1.1.intent"),
             ("set", "gptimg:1.1.intent"),
             ("get", "gptimg:2.begun"),
@@ -563,7 +564,7 @@ class TestDelivery:
 
     @pytest.mark.parametrize(
         ("context", "submitting", "taking_up"),
-        [("state store", (3, 3, 0), (2, 8, 0)), ("Variables", (2, 8, 2), (1, 13, 3))],
+        [("state store", (3, 4, 0), (2, 8, 0)), ("Variables", (2, 9, 2), (1, 13, 3))],
         indirect=["context"],
     )
     def test_the_docs_say_what_an_attempt_costs(self, context, hook, ended, monkeypatch, submitting, taking_up):
