@@ -28,10 +28,10 @@ __all__ = [
     "HOLDS_A_WORKER",
     "TaskWait",
     "WaitMixin",
-    "raise_failures",
     "read_event",
     "read_task_id",
     "read_task_ids",
+    "refuse_airflow_ids",
 ]
 
 HOLDS_A_WORKER = (
@@ -240,14 +240,33 @@ class TaskWait:
         note_refunds(failed, self.hook.log)
         return outcomes
 
-    def results(self, images: int | None = None) -> list[ImageTask]:
+    def raise_failures(self, outcomes: Mapping[str, ImageTask | GptImgError], submits: bool = False) -> None:
+        """Raise the first error among `outcomes`, naming all tasks that have one, and their places in the list.
+
+        :param submits: The Airflow task submits, so that its next attempt can mend a failed generation.
+        :raises GptImgError: The first error.
+        """
+        failed = {each: outcome for each, outcome in outcomes.items() if isinstance(outcome, GptImgError)}
+        if not failed:
+            return
+        error = next(iter(failed.values()))
+        if isinstance(error, GptImgTaskFailedError) and not submits:
+            error.add_hint("Another attempt to wait fails again: clear what submitted it, and all tasks downstream")
+        if len(outcomes) > 1:
+            count, ids = f"Of {len(outcomes)} image tasks {len(failed)} failed", ", ".join(failed)
+            places = ", ".join(f"[{self.task_ids.index(each)}]" for each in failed)
+            error.add_hint(f"{count}: {ids} (in gptimg_task_id: {places})")
+        raise error
+
+    def results(self, images: int | None = None, submits: bool = False) -> list[ImageTask]:
         """Return the completed tasks, in the order of their ids, and log what was made.
 
         :param images: Number of images that each request asked for; None: unknown.
+        :param submits: As for :meth:`raise_failures`.
         :raises GptImgError: The first error, naming all tasks that have one.
         """
         outcomes = self.outcomes
-        raise_failures(outcomes)
+        self.raise_failures(outcomes, submits)
         tasks = [task for task in map(outcomes.get, self.task_ids) if isinstance(task, ImageTask)]
         for task in tasks:
             made = f"{len(task.images)} image" + ("s" if len(task.images) > 1 else "")
@@ -308,20 +327,6 @@ def refuse_airflow_ids(value: Any, dag: Any) -> None:
                 f"gptimg_task_id={entry!r} is the task_id of a task in this DAG, not the id of an image task: pass "
                 f"what that task returns, as in gptimg_task_id={entry.rpartition('.')[2]}.output"
             )
-
-
-def raise_failures(outcomes: Mapping[str, ImageTask | GptImgError]) -> None:
-    """Raise the first error among `outcomes`, naming all tasks that have one.
-
-    :raises GptImgError: The first error.
-    """
-    failed = {task_id: outcome for task_id, outcome in outcomes.items() if isinstance(outcome, GptImgError)}
-    if not failed:
-        return
-    error = next(iter(failed.values()))
-    if len(outcomes) > 1:
-        error.add_hint(f"Of {len(outcomes)} image tasks {len(failed)} failed: {', '.join(failed)}")
-    raise error
 
 
 def read_event(event: Any) -> str:

@@ -177,8 +177,16 @@ def _is_missing(value: object) -> bool:
 
 
 def _check_prompt(prompt: object) -> str:
-    if not isinstance(prompt, str) or not any(map(_is_visible, prompt)):
-        raise GptImgRequestError(f"prompt={prompt!r:.80} is blank or not a text: say what the images should show")
+    if not isinstance(prompt, str):
+        raise GptImgRequestError(
+            f"prompt={prompt!r:.80} is not a text, but of type {type(prompt).__name__}: a request has one prompt, "
+            "which says what the images should show"
+        )
+    if not any(map(_is_visible, prompt)):
+        raise GptImgRequestError(
+            f"prompt={prompt!r:.80} is blank: say what the images should show. If the prompt comes from a template or "
+            "from another task, look there: it gave nothing"
+        )
     if prompt.strip() == "None":
         raise GptImgRequestError(
             "prompt='None' is what a template renders that finds nothing: correct the template, or give it a default, "

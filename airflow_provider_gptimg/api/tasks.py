@@ -53,6 +53,11 @@ def check_task_id(task_id: object) -> str:
         )
     if is_task_id(task_id):
         return task_id
+    if isinstance(task_id, str) and task_id.startswith(("[", "{", "(", "Lazy")):
+        raise GptImgRequestError(
+            f"gptimg_task_id={task_id!r:.120} is a list or a finished task that a template has turned into text: pass "
+            "the output itself, as in gptimg_task_id=submit.output"
+        )
     raise GptImgRequestError(
         f"gptimg_task_id={task_id!r:.120} is not an image task's id: letters, digits, '-', '_', '.' and '~' "
         "are allowed. Pass the XCom of a GptImgSubmitOperator, as in gptimg_task_id=submit.output"

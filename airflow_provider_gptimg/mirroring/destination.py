@@ -15,8 +15,9 @@ from airflow_provider_gptimg.exceptions import GptImgRequestError
 from airflow_provider_gptimg.mirroring.images import FORMATS
 from airflow_provider_gptimg.mirroring.marks import LARGEST_METADATA, metadata_size
 
-__all__ = ["Destination", "KeyPattern"]
+__all__ = ["Destination", "KeyPattern", "check_before_jinja"]
 
+_JINJA = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
 _FIELDS = frozenset({"task_id", "index", "ext"})
 _LONGEST_KEY = 1024
 """Most bytes of a key in UTF-8 that S3 accepts."""
@@ -63,7 +64,7 @@ class KeyPattern:
         except ValueError as error:
             raise GptImgRequestError(
                 f"s3_key={s3_key!r:.120} is not a pattern: {error}. It may have {{task_id}}, {{index}} and {{ext}}, as "
-                "they are, and '{{' for a brace"
+                "they are; for anything else use Jinja, as in {{ ti.map_index }}"
             ) from None
         fields = {name for _, name in self._parts}
         self.has_extension: bool = "ext" in fields
@@ -104,6 +105,22 @@ class KeyPattern:
     def folder(self) -> str:
         """Common folder of all its keys, without the trailing slash; empty if they share none."""
         return self._parts[0][0].rpartition("/")[0]
+
+
+def check_before_jinja(s3_key: Any, s3_bucket: Any) -> None:
+    """Refuse what is wrong in a key pattern and a bucket whatever Jinja makes of them, as soon as a DAG is parsed.
+
+    :param s3_key: As the author wrote it; what is not a text is checked later. Likewise `s3_bucket`.
+    :raises GptImgRequestError: Names the argument, its value and the way out.
+    """
+    if not isinstance(s3_key, str):
+        return
+    bucket: Any = "…"  # known later
+    if s3_bucket is None and not _JINJA.match(s3_key):
+        bucket = None
+    elif isinstance(s3_bucket, str) and not _JINJA.search(s3_bucket):
+        bucket = s3_bucket
+    KeyPattern(_JINJA.sub("…", s3_key), bucket)
 
 
 def _parse(pattern: str) -> list[tuple[str, str | None]]:

@@ -265,7 +265,7 @@ class GptImgGenerateOperator(GptImgSubmitOperator, WaitMixin):
                     **({"reused_from": reused_from} if reused_from else {}),
                 },
             )
-            task = wait.results(images)[0]
+            task = wait.results(images, submits=True)[0]
         self._submission.deliver(submission, task_id)
         result = task.as_dict()
         if reused_from:

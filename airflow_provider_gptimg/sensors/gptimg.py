@@ -25,7 +25,7 @@ from airflow_provider_gptimg.exceptions import GptImgTaskFailedError, GptImgTime
 from airflow_provider_gptimg.links.gptimg import FirstImageLink, first_image_url, known_links, task_links
 from airflow_provider_gptimg.polling import DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT
 from airflow_provider_gptimg.verdicts import airflow_verdict, retry_policy_argument, unknown_arguments
-from airflow_provider_gptimg.waiting import TaskWait, WaitMixin
+from airflow_provider_gptimg.waiting import TaskWait, WaitMixin, refuse_airflow_ids
 
 if TYPE_CHECKING:
     from airflow_provider_gptimg.airflow_compat import Context
@@ -92,6 +92,9 @@ class GptImgTaskSensor(WaitMixin, BaseSensorOperator):
                 **retry_policy_argument(retry_policy),
                 **kwargs,
             )
+        if self.has_dag():  # while its file is parsed: before a submit is paid for
+            with airflow_verdict():
+                refuse_airflow_ids(gptimg_task_id, self.dag)
         self.gptimg_task_id = gptimg_task_id
         self.gptimg_conn_id = gptimg_conn_id
         self.deferrable = deferrable

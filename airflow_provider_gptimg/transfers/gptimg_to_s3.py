@@ -11,7 +11,7 @@ from airflow_provider_gptimg.airflow_compat import BaseOperator, conf
 from airflow_provider_gptimg.links.gptimg import S3ObjectsLink, known_links, objects_url, task_links
 from airflow_provider_gptimg.polling import DEFAULT_TIMEOUT
 from airflow_provider_gptimg.verdicts import airflow_verdict, retry_policy_argument, unknown_arguments
-from airflow_provider_gptimg.waiting import TaskWait, WaitMixin, raise_failures
+from airflow_provider_gptimg.waiting import TaskWait, WaitMixin, refuse_airflow_ids
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -125,6 +125,12 @@ class GptImgToS3Operator(WaitMixin, BaseOperator):
         self.poll_interval = poll_interval
         self.first_poll_after = first_poll_after
         self.timeout = timeout
+        if self.has_dag():  # while its file is parsed: before a submit is paid for
+            from airflow_provider_gptimg.mirroring.destination import check_before_jinja
+
+            with airflow_verdict():
+                refuse_airflow_ids(gptimg_task_id, self.dag)
+                check_before_jinja(s3_key, s3_bucket)
         self._lineage: tuple[KeyPattern | None, list[MirroredObject]] = (None, [])
 
     def execute(self, context: Context) -> Any:
@@ -179,7 +185,7 @@ class GptImgToS3Operator(WaitMixin, BaseOperator):
         failures: dict[str, Any] = {
             task_id: error for task_id, error in {**outcomes, **copied}.items() if isinstance(error, GptImgError)
         }
-        raise_failures({**outcomes, **failures})
+        wait.raise_failures({**outcomes, **failures})
         if manifest:
             manifest.write(objects, tasks)
         describe_outlets(

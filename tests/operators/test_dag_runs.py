@@ -142,6 +142,38 @@ GptImgToS3Operator.partial(
     assert s3.list_objects_v2(Bucket="images")["KeyCount"] == 12
 
 
+def test_a_submit_that_fails_keeps_no_other_images_from_their_place(run_dag, emulator, s3):
+    run = run_dag(
+        """
+submit = GptImgSubmitOperator.partial(task_id="submit").expand(prompt=["a", "", "c"])
+mirror = {"gptimg_task_id": submit.output, "s3_bucket": "images"}
+GptImgToS3Operator(task_id="all", trigger_rule="all_done", **mirror)
+GptImgToS3Operator(task_id="not_started", s3_key="not/{index}{ext}", **mirror)
+"""
+    )
+    paid = [task.task_id for task in emulator.tasks]
+    assert [emulator.task(task_id).prompt for task_id in paid] == ["a", "c"]
+    assert [one["task_id"] for one in run.xcom("all")] == paid
+    assert s3.list_objects_v2(Bucket="images")["KeyCount"] == 2
+    assert [run.states["submit", index] for index in range(3)] == ["success", "failed", "success"]
+    assert run.states["all", -1] == "success"
+    assert run.states["not_started", -1] == "upstream_failed"
+
+
+def test_the_objects_of_a_mapped_transfer_have_their_row_in_the_key(run_dag, emulator, s3):
+    run = run_dag(
+        """
+submit = GptImgSubmitOperator.partial(task_id="submit").expand(prompt=["a", "b"])
+GptImgToS3Operator.partial(
+    task_id="mirror", s3_bucket="images", s3_key="rows/{{ ti.map_index }}-{index}{ext}"
+).expand(gptimg_task_id=submit.output)
+"""
+    )
+    assert run.succeeded
+    keys = [(emulator.task(one["task_id"]).prompt, one["key"]) for each in run.xcom("mirror") for one in each]
+    assert keys == [("a", "rows/0-0.png"), ("b", "rows/1-0.png")]
+
+
 def test_a_sensor_that_would_start_and_end_in_the_triggerer(run_dag, emulator):
     """`dag.test()` can do neither, and it works all the same."""
     run = run_dag(

@@ -11,7 +11,12 @@ from airflow_names import DAG
 from attempts import fails_at_once
 
 from airflow_provider_gptimg.airflow_compat import AirflowFailException
-from airflow_provider_gptimg.exceptions import GptImgAuthError, GptImgRequestError, GptImgTaskNotFoundError
+from airflow_provider_gptimg.exceptions import (
+    GptImgAuthError,
+    GptImgRequestError,
+    GptImgTaskFailedError,
+    GptImgTaskNotFoundError,
+)
 from airflow_provider_gptimg.hooks.gptimg import GptImgHook
 from airflow_provider_gptimg.operators.gptimg import GptImgGenerateOperator, GptImgSubmitOperator
 from airflow_provider_gptimg.operators.gptimg_batch import GptImgBatchToS3Operator
@@ -43,10 +48,16 @@ def test_a_misspelt_argument_of_an_operator(operator, arguments, hint):
 @pytest.mark.parametrize("operator", [GptImgTaskSensor, GptImgToS3Operator])
 @pytest.mark.parametrize("several", [False, True], ids=["one", "list"])
 def test_the_id_of_an_airflow_task(emulator, s3, operator, several):
-    arguments = {"s3_bucket": "images"} if operator is GptImgToS3Operator else {}
+    """Found while the file is parsed, or before the wait where the DAG got that task later."""
+    arguments = {"gptimg_task_id": ["submit"] if several else "submit"}
+    if operator is GptImgToS3Operator:
+        arguments["s3_bucket"] = "images"
     with DAG("slip") as dag:
+        waiting = operator(task_id="wait", **arguments)
         GptImgSubmitOperator(task_id="submit", prompt="x")
-        waiting = operator(task_id="wait", gptimg_task_id=["submit"] if several else "submit", **arguments)
+        with fails_at_once(GptImgRequestError) as caught:
+            operator(task_id="wait_too", **arguments)
+    assert "as in gptimg_task_id=submit.output" in str(caught.value)
     with fails_at_once(GptImgRequestError) as caught:
         waiting.execute({"dag": dag})
     assert "as in gptimg_task_id=submit.output" in str(caught.value)
@@ -54,9 +65,80 @@ def test_the_id_of_an_airflow_task(emulator, s3, operator, several):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"s3_key": "c/{{ ds }}/{map_index}{ext}", "s3_bucket": "images"}, "it has {map_index}. It may have {task_id}"),
+        ({"s3_key": "c/{map_index}{ext}", "s3_bucket": "{{ var.value.bucket }}"}, "Jinja, as in {{ ti.map_index }}"),
+        ({"s3_key": "{index:02d}{ext}", "s3_bucket": "images"}, "it formats {index}"),
+        ({"s3_key": "{{ ds }}/{index{ext}", "s3_bucket": "images"}, "is not a pattern"),
+        ({"s3_key": "{index}{ext}"}, "name no bucket"),
+        ({"s3_key": "s3://images/{index}{ext}", "s3_bucket": "images"}, "drop one"),
+        ({"s3_bucket": "s3://images"}, "use the bucket's name"),
+    ],
+)
+def test_a_destination_that_no_rendering_mends_is_an_import_error_of_the_dag(arguments, told):
+    with DAG("slip"):
+        submit = GptImgSubmitOperator(task_id="submit", prompt="x")
+        with fails_at_once(GptImgRequestError) as caught:
+            GptImgToS3Operator(task_id="mirror", gptimg_task_id=submit.output, **arguments)
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"s3_key": "{{ var.value.root }}/{index}{ext}"},
+        {"s3_key": "{{ {'a': {'b': 1}}['a'] }}/{% if 1 %}{task_id}{% endif %}{# {x} #}{ext}", "s3_bucket": "images"},
+        {"s3_key": "s3://{{ var.value.bucket }}/{{ params.key }}"},
+        {"s3_bucket": "{{ var.value.bucket }}"},
+    ],
+)
+def test_a_destination_that_jinja_completes_is_none(arguments):
+    with DAG("good") as dag:
+        submit = GptImgSubmitOperator.partial(task_id="submit").expand(prompt=["x"])
+        GptImgToS3Operator(task_id="mirror", gptimg_task_id=submit.output, **arguments)
+        GptImgToS3Operator(task_id="from_task", gptimg_task_id=submit.output, s3_key=submit.output, s3_bucket="images")
+        GptImgToS3Operator.partial(task_id="each", **arguments).expand(gptimg_task_id=submit.output)
+    assert len(dag.task_ids) == 4
+
+
+@pytest.mark.parametrize("operator", [GptImgTaskSensor, GptImgToS3Operator])
+def test_a_failed_generation_says_who_has_to_submit_again(emulator, s3, operator):
+    failed, done = emulator.add_task(error="no cats"), emulator.add_task()
+    arguments = {"s3_bucket": "images"} if operator is GptImgToS3Operator else {}
+    with pytest.raises(GptImgTaskFailedError) as caught:
+        operator(task_id="wait", gptimg_task_id=[done, failed], timeout=20, **arguments).execute({})
+    assert "Another attempt to wait fails again: clear what submitted it, and all tasks downstream" in str(caught.value)
+    assert f"Of 2 image tasks 1 failed: {failed} (in gptimg_task_id: [1])" in str(caught.value)
+
+
+def test_a_failed_generation_of_a_task_that_submits_is_mended_by_its_next_attempt(emulator):
+    emulator.fault("submit", "fail")
+    with pytest.raises(GptImgTaskFailedError) as caught:
+        GptImgGenerateOperator(task_id="make", prompt="x", timeout=20).execute({})
+    assert "clear" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        ("", "prompt='' is blank: say what the images should show. If the prompt comes from a template"),
+        (["a", "b"], "prompt=['a', 'b'] is not a text, but of type list: a request has one prompt"),
+    ],
+)
+def test_a_prompt_that_is_none(emulator, prompt, told):
+    with fails_at_once(GptImgRequestError) as caught:
+        GptImgSubmitOperator(task_id="submit", prompt=prompt).execute({})
+    assert told in str(caught.value)
+    assert not emulator.calls
+
+
+@pytest.mark.parametrize(
     ("given", "told"),
     [
         ("None", "is what a template renders that finds nothing"),
+        ("['gpt-image-2-a', 'gpt-image-2-b']", "a list or a finished task that a template has turned into text"),
+        ("{'task_id': 'gpt-image-2-a'}", "pass the output itself, as in gptimg_task_id=submit.output"),
         ({"status": "completed"}, "{'status': 'completed'} is a dict without 'task_id'"),
     ],
 )
