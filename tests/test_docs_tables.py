@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+import time
 import tomllib
 from typing import Any
 
@@ -13,11 +15,18 @@ from markdown_pages import ROOT, blocks, names, rows, section
 from airflow_provider_gptimg import get_provider_info
 from airflow_provider_gptimg.api.tasks import Image, ImageTask
 from airflow_provider_gptimg.batch.report import Report
+from airflow_provider_gptimg.emulator import Emulator
+from airflow_provider_gptimg.emulator.faults import _ANYWHERE, _ERROR_OPTIONS, _ON_IMAGE, _ON_SUBMIT
 from airflow_provider_gptimg.hooks import connection
+from airflow_provider_gptimg.hooks.gptimg import GptImgHook
 from airflow_provider_gptimg.journal.attempt import FIRST_RELEASE_KEY
 from airflow_provider_gptimg.mirroring.manifest import manifest_lines
 from airflow_provider_gptimg.mirroring.mirror import MirroredObject
+from airflow_provider_gptimg.operators.gptimg import GptImgGenerateOperator, GptImgSubmitOperator
 from airflow_provider_gptimg.polling import Schedule
+from airflow_provider_gptimg.sensors.gptimg import GptImgTaskSensor
+from airflow_provider_gptimg.transfers.gptimg_to_s3 import GptImgToS3Operator
+from airflow_provider_gptimg.triggers.gptimg import GptImgTaskTrigger
 
 PACKAGE = ROOT / "airflow_provider_gptimg"
 MIRRORED = MirroredObject(
@@ -43,6 +52,49 @@ def documented(page: str, title: str) -> list[str]:
 def test_the_finished_task():
     task = ImageTask("t", "completed", images=(Image("https://gptimg.co/a.png"),))
     assert set(documented("docs/classes/generate.md", "The finished task")) == set(task.as_dict())
+
+
+ARGUMENTS = {
+    "submit": GptImgSubmitOperator,
+    "generate": GptImgGenerateOperator,
+    "sensor": GptImgTaskSensor,
+    "to-s3": GptImgToS3Operator,
+    "trigger": GptImgTaskTrigger,
+    "emulator": Emulator,
+}
+
+
+@pytest.mark.parametrize("page", ARGUMENTS)
+def test_the_arguments_of_a_class_with_their_defaults(page):
+    table = rows(section(f"docs/classes/{page}.md", "Arguments"))[1:]
+    said = {name.strip("`"): default.strip("`") for name, default, _ in table}
+    parameters = inspect.signature(ARGUMENTS[page]).parameters.values()
+    known = {each.name: each.default for each in parameters if each.kind is not each.VAR_KEYWORD}
+    assert list(said) == list(known)
+    assert said.pop("deferrable", "Airflow's") == "Airflow's"
+    for name, default in said.items():
+        assert (inspect.Parameter.empty if default == "–" else eval(default, {"time": time})) == known[name], name
+    templated = {name.strip("`") for name, _, meaning in table if "(templated)" in meaning}
+    assert templated == set(getattr(ARGUMENTS[page], "template_fields", ())) & set(said)
+
+
+def test_the_methods_of_the_hook():
+    for method in documented("docs/classes/hook.md", "Methods"):
+        name, _, arguments = method.partition("(")
+        parameters = inspect.signature(getattr(GptImgHook, name)).parameters.values()
+        bare = [each.replace(annotation=inspect.Parameter.empty) for each in parameters if each.name != "self"]
+        assert inspect.signature(eval(f"lambda {arguments[:-1]}: 0")) == inspect.Signature(bare)
+
+
+def test_the_faults_of_the_emulator():
+    table = rows(section("docs/classes/emulator.md", "Faults"))[1:]
+    said = {what.split("`")[1]: (on, re.findall(r"`(\w+)", options)) for what, on, _, options in table}
+    known = {"429": ("any", [*_ERROR_OPTIONS])}
+    for on, faults in {"any": _ANYWHERE, "submit": _ON_SUBMIT, "image": _ON_IMAGE}.items():
+        known |= {what: (on, [*options]) for what, options in faults.items()}
+    assert {what: (on, sorted(options)) for what, (on, options) in said.items()} == {
+        what: (on, sorted(options)) for what, (on, options) in known.items()
+    }
 
 
 def test_a_mirrored_object():
