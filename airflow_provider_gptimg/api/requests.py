@@ -80,7 +80,7 @@ def check_max_credits(max_credits: object, credits: int, what: str = "this reque
     if credits > limit:
         raise GptImgRequestError(
             f"max_credits={limit} refuses {what}: it would cost {credits} credits, {CREDITS_PER_IMAGE} an image. "
-            "Nothing was sent; raise max_credits if that is right"
+            "Nothing was sent; ask for fewer images, or raise max_credits"
         )
 
 

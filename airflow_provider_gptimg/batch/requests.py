@@ -8,7 +8,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,21 @@ __all__ = ["BatchRequest", "read_requests"]
 _SHOWN = 5
 _REFERENCE = re.compile(r"data:[^\s,]*,[^\s,;]*|[^\s,;]+", re.IGNORECASE)
 """One of the references in a cell. Spaces, commas and semicolons separate them, and a `data:` URL holds some itself."""
+
+_SEPARATORS = "Spaces, commas and semicolons separate references: write %20, %2C and %3B in a URL, or use JSON Lines"
+_QUOTES = "If a text has commas in it, put it into quotes"
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What `requests` has in one place, unchecked.
+
+    :param hint: Added to an error of this entry.
+    """
+
+    name: str
+    value: Any
+    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,26 +71,27 @@ def read_requests(
         )
     text = read_object(*location)
     parse = _read_csv if requests.lower().endswith((".csv", ".csv.gz")) else _read_json_lines
-    entries = ((f"line {number} of {requests}", entry) for number, entry in parse(text, requests))
-    return _check_all(entries, references_field)
+    return _check_all(parse(text, requests), references_field)
 
 
-def _list_requests(requests: Any) -> Iterator[tuple[str, Any]]:
+def _list_requests(requests: Any) -> Iterator[_Entry]:
     if isinstance(requests, (str, Mapping)) or not isinstance(requests, Iterable):
         raise GptImgRequestError(f"requests={requests!r:.120} is not a list of prompts or of dicts of submit arguments")
     for index, entry in enumerate(requests):
-        yield f"requests[{index}]", entry
+        yield _Entry(f"requests[{index}]", entry)
 
 
-def _check_all(entries: Iterable[tuple[str, Any]], references_field: str) -> list[BatchRequest]:
+def _check_all(entries: Iterable[_Entry], references_field: str) -> list[BatchRequest]:
     """Return all requests if each of them is right; else say what is wrong with the first, and name the others."""
     checked: list[BatchRequest] = []
     wrong: list[tuple[str, GptImgRequestError]] = []
-    for name, entry in entries:
+    for entry in entries:
         try:
-            checked.append(_check(name, entry, references_field))
+            checked.append(_check(entry, references_field))
         except GptImgRequestError as error:
-            wrong.append((name, error))
+            if entry.hint:
+                error.add_hint(entry.hint)
+            wrong.append((entry.name, error))
     if wrong:
         name, first = wrong[0]
         others = [other for other, _ in wrong[1:]]
@@ -83,27 +99,28 @@ def _check_all(entries: Iterable[tuple[str, Any]], references_field: str) -> lis
         if others:
             more = ", …" if len(others) > _SHOWN else ""
             told.add_hint(f"{len(others)} more are wrong: {', '.join(others[:_SHOWN])}{more}")
-        told.add_hint("Nothing was sent")
         raise told
     return checked
 
 
-def _check(name: str, entry: Any, references_field: str) -> BatchRequest:
-    arguments = dict(entry) if isinstance(entry, Mapping) else {"prompt": entry}
+def _check(entry: _Entry, references_field: str) -> BatchRequest:
+    arguments = dict(entry.value) if isinstance(entry.value, Mapping) else {"prompt": entry.value}
     check_names(arguments)
+    if "prompt" not in arguments:
+        raise GptImgRequestError("prompt is missing or empty: say what the images should show")
     on_unknown = check_on_unknown_submission(arguments.pop("on_unknown_submission", None))
     request = ImageRequest.check(arguments.pop("prompt", None), **arguments)
     request.body(references_field)  # refuses an extra_body that sets what has an argument of its own
-    return BatchRequest(name, request, on_unknown)
+    return BatchRequest(entry.name, request, on_unknown)
 
 
-def _read_json_lines(text: str, uri: str) -> Iterator[tuple[int, Any]]:
+def _read_json_lines(text: str, uri: str) -> Iterator[_Entry]:
     for number, line in enumerate(text.split("\n"), start=1):
         line = line.removeprefix("\ufeff")  # files that were joined keep their byte order marks
         if not line.strip():
             continue
         try:
-            yield number, json.loads(line)
+            yield _Entry(f"line {number} of {uri}", json.loads(line))
         except (ValueError, RecursionError) as error:
             raise GptImgRequestError(
                 f"line {number} of {uri} is not JSON: {error}. Each line is a prompt or an object of submit arguments; "
@@ -111,45 +128,67 @@ def _read_json_lines(text: str, uri: str) -> Iterator[tuple[int, Any]]:
             ) from None
 
 
-def _read_csv(text: str, uri: str) -> Iterator[tuple[int, Any]]:
+def _read_csv(text: str, uri: str) -> Iterator[_Entry]:
     """Read rows under a header of argument names. An empty cell is an argument that is not given."""
+    _check_separator(text, uri)
     usual_limit = csv.field_size_limit(sys.maxsize)  # a cell may hold an image as a data: URL
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         header = reader.fieldnames or []
-        if "prompt" not in header:
-            near = nearest("prompt", filter(None, header))
-            hint = f". Did you mean 'prompt' by {near!r}?" if near else ""
-            raise GptImgRequestError(f"line 1 of {uri} is not a header with 'prompt' in it: {header!r:.120}{hint}")
-        if twice := [name for name in header if name and header.count(name) > 1]:
-            raise GptImgRequestError(f"line 1 of {uri} names {twice[0]!r} twice: which column counts?")
+        _check_header(header, uri)
         for row in reader:
             if all(str(cell).removeprefix("\ufeff") == name for name, cell in row.items()):
                 continue  # the header of a file that was joined to this one
-            if any(cell.strip() for cell in row.pop(None, ())):
-                raise GptImgRequestError(
-                    f"line {reader.line_num} of {uri} has more cells than the header: put text with commas into quotes"
-                )
-            if cells := {name: cell for name, cell in row.items() if cell and cell.strip()}:
-                yield reader.line_num, _read_cells(cells, reader.line_num, uri)
+            name = f"line {reader.line_num} of {uri}"
+            surplus = row.pop(None, ())
+            if any(cell.strip() for cell in surplus):
+                raise GptImgRequestError(f"{name} has more cells than the header. {_QUOTES}")
+            if cells := {column: cell for column, cell in row.items() if cell and cell.strip()}:
+                if unnamed := cells.get(""):
+                    raise GptImgRequestError(f"{name} has {unnamed!r:.80} in a column that line 1 does not name")
+                # A space at the start of a cell, as after a comma in a text, or a cell more: the comma is the prompt's.
+                is_shifted = surplus or any(cell[0] == " " for column, cell in cells.items() if column != "prompt")
+                hint = _QUOTES if is_shifted else ""
+                yield _Entry(name, _read_cells(cells, name, hint), hint)
     except csv.Error as error:
         raise GptImgRequestError(f"line {reader.line_num} of {uri} is not CSV: {error}") from None
     finally:
         csv.field_size_limit(usual_limit)
 
 
-def _read_cells(cells: dict[str, Any], number: int, uri: str) -> dict[str, Any]:
+def _check_separator(text: str, uri: str) -> None:
+    header = text.split("\n", 1)[0]
+    for separator, plural in ((";", "semicolons"), ("\t", "tabs")):
+        if separator in header and "," not in header:
+            raise GptImgRequestError(
+                f"line 1 of {uri} is separated by {plural}: save the file with commas between the cells"
+            )
+
+
+def _check_header(header: Sequence[str], uri: str) -> None:
+    if "prompt" not in header:
+        near = nearest("prompt", filter(None, header))
+        hint = f". Rename the column {near!r} to 'prompt'" if near else ""
+        raise GptImgRequestError(f"line 1 of {uri} is not a header with 'prompt' in it: {list(header)!r:.120}{hint}")
+    try:
+        check_names(filter(None, header), "a column of a batch")
+    except GptImgRequestError as error:
+        raise GptImgRequestError(f"line 1 of {uri}: {error.message}") from None
+    if twice := [name for name in header if name and header.count(name) > 1]:
+        raise GptImgRequestError(f"line 1 of {uri} names {twice[0]!r} twice: which column counts?")
+
+
+def _read_cells(cells: dict[str, Any], name: str, hint: str) -> dict[str, Any]:
     if references := cells.get("reference_images"):
         cells["reference_images"] = parts = _REFERENCE.findall(references)
         if wrong := [part for part in parts if not part.lower().startswith(("https://", "s3://", "data:image/"))]:
             raise GptImgRequestError(
-                f"line {number} of {uri}: reference_images={references!r:.200} has {wrong[0]!r:.60} in it, which is "
-                "not a reference. Spaces, commas and semicolons separate references: write %20, %2C and %3B in a URL, "
-                "or use JSON Lines"
+                f"{name}: reference_images={references!r:.200} has {wrong[0]!r:.60} in it, which is not a reference. "
+                f"{hint or _SEPARATORS}"
             )
     if extra_body := cells.get("extra_body"):
         try:
             cells["extra_body"] = json.loads(extra_body)
         except (ValueError, RecursionError) as error:
-            raise GptImgRequestError(f"line {number} of {uri}: extra_body is not JSON: {error}") from None
+            raise GptImgRequestError(f"{name}: extra_body is not JSON: {error}{hint and f'. {hint}'}") from None
     return cells

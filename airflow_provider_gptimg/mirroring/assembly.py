@@ -13,7 +13,7 @@ from airflow_provider_gptimg.mirroring.destination import Destination
 from airflow_provider_gptimg.mirroring.listing import LOOKS_AT_A_TIME
 from airflow_provider_gptimg.mirroring.manifest import Manifest
 from airflow_provider_gptimg.mirroring.mirror import Mirror
-from airflow_provider_gptimg.mirroring.s3_errors import bucket_refusal
+from airflow_provider_gptimg.mirroring.s3_errors import bucket_refusal, unreadable
 from airflow_provider_gptimg.mirroring.store import SINGLE_PUT_LIMIT, S3Store, s3_client
 
 if TYPE_CHECKING:
@@ -98,6 +98,18 @@ class Mirroring:
             manifest = Manifest(store, *destination.manifest, context, replace=arguments.replace)
         ti = context.get("ti")
         return cls(destination, s3, store, manifest, getattr(ti, "dag_id", None), arguments)
+
+    def read_text(self, bucket: str, key: str, argument: str) -> str:
+        """Return the text of an object that an argument names.
+
+        :param argument: The argument, with its value.
+        :raises GptImgError: As :meth:`.S3Store.read_text`; it names the argument and `aws_conn_id`.
+        """
+        try:
+            return self.store.read_text(bucket, key)
+        except GptImgError as error:
+            has_connection = bool(self.s3.conn_config)
+            raise unreadable(error, argument, self.arguments.aws_conn_id, has_connection=has_connection) from error
 
     def check_buckets(self) -> None:
         """Refuse a bucket that does not exist, or that these credentials cannot use.

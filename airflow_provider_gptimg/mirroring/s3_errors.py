@@ -5,11 +5,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from botocore.exceptions import ClientError, NoCredentialsError, ParamValidationError, PartialCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+)
 
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgRequestError
 
-__all__ = ["bucket_refusal", "is_about_checksums", "is_worth_repeating", "read_error", "refuses_to_list", "status_of"]
+__all__ = [
+    "bucket_refusal",
+    "is_about_checksums",
+    "is_worth_repeating",
+    "read_error",
+    "refuses_to_list",
+    "status_of",
+    "unreadable",
+]
 
 _WORTH_REPEATING = {
     "BadDigest",
@@ -43,6 +57,14 @@ _NO_SUCH_BUCKET = {
     "PermanentRedirect",
 }
 _UNKNOWN_CREDENTIALS = {"AccountProblem", "InvalidAccessKeyId", "InvalidToken", "NotSignedUp", "SignatureDoesNotMatch"}
+
+_REASONS = {
+    "AccessDenied": "access is denied (AccessDenied); without s3:ListBucket, S3 says this of a missing object too",
+    "InvalidAccessKeyId": "S3 does not know the access key (InvalidAccessKeyId)",
+    "NoSuchBucket": "the bucket does not exist",
+    "NoSuchKey": "the bucket has no such object",
+    "SignatureDoesNotMatch": "the secret key is wrong (SignatureDoesNotMatch)",
+}
 
 _NO_CHECKSUMS = (
     ". If the store takes no checksum headers, set request_checksum_calculation to 'when_required' in config_kwargs of "
@@ -97,11 +119,33 @@ def bucket_refusal(error: GptImgError, argument: str) -> GptImgRequestError | No
             "AWS connection, or its endpoint_url"
         )
     if isinstance(cause, ClientError) and _code(cause) in _NO_SUCH_BUCKET:
+        fault = "does not exist" if _code(cause) == "NoSuchBucket" else "takes no objects"
         return GptImgRequestError(
-            f"{argument} names a bucket that takes no objects: {error.message}. Create the bucket, correct its name, "
+            f"{argument} names a bucket that {fault}: {error.message}. Create the bucket, correct its name, "
             "or correct region_name or endpoint_url of the AWS connection"
         )
     return None
+
+
+def unreadable(error: GptImgError, argument: str, aws_conn_id: str | None, *, has_connection: bool) -> GptImgError:
+    """Return the error for an object that an argument names and that S3 did not return.
+
+    :param error: What `S3Store` raised.
+    :param argument: The argument, with its value.
+    :param has_connection: False: no connection has the id `aws_conn_id`, so boto3 searched for credentials by itself.
+    """
+    cause = error.__cause__
+    if not isinstance(cause, ClientError | BotoCoreError):
+        return error  # what was read is wrong, and the message says so
+    reason = _REASONS.get(_code(cause), str(cause))
+    if aws_conn_id and not has_connection:
+        reason += ". There is no connection of that id"
+    # Boto3 may find credentials of the machine a moment later, but an id that does not exist stays wrong.
+    final = isinstance(error, GptImgRequestError) or (isinstance(cause, NoCredentialsError) and not has_connection)
+    kind = GptImgRequestError if final else GptImgError
+    return kind(
+        f"{argument} cannot be read with aws_conn_id={aws_conn_id!r}: {reason}. Correct the URI, or the AWS connection"
+    )
 
 
 def _code(error: Exception) -> str:

@@ -181,11 +181,14 @@ class S3Store:
                 raise GptImgRequestError(f"{uri} is larger than 64 MiB: split it into several batches")
             return data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise GptImgRequestError(f"{uri} is not text in UTF-8: {error}") from error
+            line = data.count(b"\n", 0, error.start) + 1
+            raise GptImgRequestError(
+                f"line {line} of {uri} is not text in UTF-8: save the file as UTF-8 (Excel: 'CSV UTF-8')"
+            ) from error
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise GptImgRequestError(f"{uri} is not a whole gzip file: {error}") from error
         except (ClientError, BotoCoreError) as error:
-            raise read_error(error, f"S3 does not give {uri}") from error
+            raise read_error(error, f"{uri} cannot be read") from error
 
     def put(self, bucket: str, key: str, content: Content, condition: Mapping[str, str]) -> str | None:
         """Write an object in one request, and return its ETag; None if the condition does not hold.

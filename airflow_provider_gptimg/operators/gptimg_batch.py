@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from airflow_provider_gptimg.batch.run import Batch
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook
     from airflow_provider_gptimg.journal.attempt import Attempt
+    from airflow_provider_gptimg.mirroring.assembly import Mirroring
     from airflow_provider_gptimg.mirroring.destination import KeyPattern
     from airflow_provider_gptimg.mirroring.manifest import Manifest
-    from airflow_provider_gptimg.mirroring.store import S3Store
 
 __all__ = ["GptImgBatchToS3Operator"]
 
@@ -120,6 +120,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
     def _go_on(self, context: Context, pace: Pace, digest: str | None = None, *, is_first_leg: bool = False) -> Any:
         from airflow_provider_gptimg.batch.ledger import Ledger
         from airflow_provider_gptimg.batch.run import Batch
+        from airflow_provider_gptimg.exceptions import GptImgError
         from airflow_provider_gptimg.hooks.gptimg import GptImgHook
         from airflow_provider_gptimg.journal.attempt import Attempt
         from airflow_provider_gptimg.journal.reuse import Reuse
@@ -133,7 +134,12 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
             destination, store, manifest = mirroring.destination, mirroring.store, mirroring.manifest
             hook = GptImgHook(self.gptimg_conn_id)
             limits = self._limits(hook, pace)
-            requests = self._read_requests(hook, store)
+            try:
+                requests = self._read_requests(hook, mirroring)
+            except GptImgError as error:
+                if is_first_leg:
+                    error.add_hint("Nothing was sent")
+                raise
             _check_keys(destination.pattern, requests)
             if digest is None:  # a changed list costs nothing, and must not keep what is paid for from its place
                 self._check_cost(requests)
@@ -183,10 +189,13 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
             ends_at=None if ends_in is None else pace.started_at + ends_in,
         )
 
-    def _read_requests(self, hook: GptImgHook, store: S3Store) -> list[BatchRequest]:
+    def _read_requests(self, hook: GptImgHook, mirroring: Mirroring) -> list[BatchRequest]:
         from airflow_provider_gptimg.batch.requests import read_requests
 
-        return read_requests(self.requests, store.read_text, hook.settings.reference_images_field)
+        def read_object(bucket: str, key: str) -> str:
+            return mirroring.read_text(bucket, key, f"requests={self.requests!r:.200}")
+
+        return read_requests(self.requests, read_object, hook.settings.reference_images_field)
 
     def _check_cost(self, requests: list[BatchRequest]) -> None:
         from airflow_provider_gptimg.api.requests import check_max_credits

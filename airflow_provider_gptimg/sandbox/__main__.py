@@ -71,6 +71,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dags-folder", type=Path, metavar="DIR", help="your DAGs; default: the package's examples")
     parser.add_argument("--dag", metavar="NAME", help=f"default: the folder's only DAG, or {DEFAULT_EXAMPLE}")
     parser.add_argument(
+        "--put",
+        type=Path,
+        metavar="DIR",
+        help="upload DIR/BUCKET/KEY to the S3 in memory as s3://BUCKET/KEY before anything runs",
+    )
+    parser.add_argument(
         "--speed",
         type=_speed,
         default=5.0,
@@ -104,6 +110,10 @@ def _wrong(options: argparse.Namespace) -> str | None:
     """Return what is wrong with the command, in one line; None if nothing is."""
     if os.environ.get("GPTIMG_API_KEY") and not os.environ.get("GPTIMG_BUCKET"):
         return "GPTIMG_API_KEY means the real API: name a bucket for its images in GPTIMG_BUCKET too"
+    if options.put and os.environ.get("GPTIMG_API_KEY"):
+        return "--put fills the S3 in memory: with GPTIMG_API_KEY, upload the files to the real S3 yourself"
+    if options.put and not any(path.is_file() for path in options.put.glob("*/**/*")):
+        return f"--put: {options.put} holds no file BUCKET/KEY, such as {options.put}/my-bucket/prompts.csv"
     folder: Path | None = options.dags_folder
     if folder is None:
         options.dag = options.dag or DEFAULT_EXAMPLE
@@ -136,6 +146,7 @@ def _services(speed: float) -> AbstractContextManager[Services]:
 def _run(options: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from airflow_provider_gptimg.sandbox.services import put_files
     from airflow_provider_gptimg.sandbox.standalone import StandaloneAirflow
 
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
@@ -144,7 +155,9 @@ def _run(options: argparse.Namespace) -> int:
     settings = _SETTINGS | {"AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": str(own is not None)}
     with _services(options.speed) as services:
         console.print(f"Using {services.names}.")
-        airflow = StandaloneAirflow(own or EXAMPLE_DAGS, settings)
+        if options.put:
+            console.print(f"Uploaded {', '.join(put_files(options.put, services.s3))}.")
+        airflow = StandaloneAirflow(own or EXAMPLE_DAGS, settings | services.settings)
         try:
             began = time.monotonic()
             console.print("Starting Airflow in a throw-away home …")
@@ -198,6 +211,7 @@ def _choose(found: FoundDags, options: argparse.Namespace, console: Console) -> 
 def _show_places(airflow: StandaloneAirflow, services: Services, own: Path | None, console: Console) -> None:
     places = {"Airflow": f"{airflow.url}", "Login": f"{airflow.username}, password {airflow.password}"}
     places |= services.addresses | {"Images": f"saved to {OUTPUT.resolve()}"}
+    places["Home"] = f"AIRFLOW_HOME={airflow.home}; with it, the command line works too: airflow tasks clear …"
     if own:
         places["DAGs"] = f"{own.resolve()}, read again a few seconds after a change; switch one on to let it run"
     for name, place in places.items():

@@ -24,7 +24,8 @@ class S3Server:
     """S3 on a free port of 127.0.0.1, used in a `with` block. All that run in one process share their objects.
 
     :param buckets: Created at the start.
-    :param creates_buckets: Create any other bucket when it is first used.
+    :param creates_buckets: Create any other bucket when it is first written to or listed. Reading an object creates
+        none, so that a misspelt bucket is noticed.
     """
 
     def __init__(self, *buckets: str, creates_buckets: bool = False) -> None:
@@ -112,9 +113,12 @@ class _BucketsOnFirstUse:
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         bucket, _, key = environ["PATH_INFO"].lstrip("/").partition("/")
+        method = environ["REQUEST_METHOD"]
+        # A mirror lists a bucket before it writes. PUT without a key creates the bucket itself.
+        uses = method not in ("GET", "HEAD") if key else method != "PUT"
         if bucket == "moto-api":
             self._seen.clear()  # it may be a reset
-        elif bucket and (key or environ["REQUEST_METHOD"] != "PUT"):
+        elif bucket and uses:
             with self._lock:
                 if bucket not in self._seen:
                     with suppress(Exception):  # not a name of a bucket, for example: the request itself is answered

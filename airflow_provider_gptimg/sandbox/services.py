@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_gptimg.sandbox.s3 import ACCESS_KEY, S3Server
@@ -29,6 +30,7 @@ class Services:
     :param bucket: Where the example DAGs put their images.
     :param connections: Airflow connections to them as JSON, by id; one holds the key.
     :param s3: A boto3 client.
+    :param settings: Variables for Airflow's environment.
     :param emulator: The stand-in for the API; None: it is the real one.
     """
 
@@ -37,6 +39,7 @@ class Services:
     bucket: str
     connections: dict[str, str] = field(repr=False)
     s3: Any = field(repr=False)
+    settings: dict[str, str] = field(default_factory=dict)
     emulator: Emulator | None = field(default=None, repr=False)
 
     @property
@@ -44,6 +47,20 @@ class Services:
         """A function that returns the credits charged and refunded so far; None: the real API does not report them."""
         emulator = self.emulator
         return None if emulator is None else lambda: books(emulator)
+
+
+def put_files(folder: Path, s3: Any) -> list[str]:
+    """Upload the files of `folder`, each to the bucket that the first part of its path names; return their URIs.
+
+    :param s3: A boto3 client.
+    """
+    uris = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        bucket, _, key = path.relative_to(folder).as_posix().partition("/")
+        if key:
+            s3.upload_file(str(path), bucket, key)
+            uris.append(f"s3://{bucket}/{key}")
+    return uris
 
 
 @contextmanager
@@ -67,11 +84,13 @@ def stand_ins(speed: float) -> Iterator[Services]:
             addresses={
                 "API": f"{emulator.base_url} (connection gptimg_default; its ledger is at /_emulator/ledger)",
                 "S3": f"{server.endpoint_url} (connection aws_default; access key and secret: {ACCESS_KEY})",
-                "Bucket": f"{_BUCKET}; another one is created when it is first used",
+                "Bucket": f"{_BUCKET}; another one is created when something is written to it",
             },
             bucket=_BUCKET,
             connections={"gptimg_default": emulator.connection_json, "aws_default": server.connection_json},
             s3=s3,
+            # Reuse and the table of spending need the journal in S3.
+            settings={"AIRFLOW__GPTIMG__JOURNAL": f"s3://{_BUCKET}/journal"},
             emulator=emulator,
         )
 

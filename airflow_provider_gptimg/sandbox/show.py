@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from airflow_provider_gptimg.sandbox.rest import FINAL_RUN_STATES, DagRun
 
 __all__ = [
     "follow",
+    "last_errors",
     "mirrored_objects",
     "save_images",
     "show_asset_events",
@@ -29,6 +31,8 @@ __all__ = [
 
 _PAUSE = 2.0
 """Seconds between two lines that are about credits alone: a batch spends some all the time."""
+_ERROR = re.compile(r"    \w+: ")
+"""How `DagRun.log` writes the exception of an entry."""
 _SHOWN = {
     "running": "running",
     "deferred": "waiting, holds no worker",
@@ -166,6 +170,15 @@ def show_failures(run: DagRun, console: Console) -> None:
             console.rule(f"log of {_stage(ti)}, attempt {ti['try_number']}", align="left")
             # As it is: a log may hold what looks like markup, and lines are not to be broken.
             console.out(run.log(ti["task_id"], map_index=ti["map_index"]), highlight=False)
+
+
+def last_errors(run: DagRun) -> Iterator[str]:
+    """Yield a line for each task that failed: the last error in its log."""
+    for ti in run.task_instances():
+        if ti["state"] == "failed":
+            lines = run.log(ti["task_id"], map_index=ti["map_index"]).splitlines()
+            errors = [line.strip() for line in lines if _ERROR.match(line)]
+            yield f"{_stage(ti)} failed: {errors[-1] if errors else 'its log holds no error'}"
 
 
 def _is_batch(ti: dict[str, Any]) -> bool:

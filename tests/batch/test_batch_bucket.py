@@ -53,7 +53,7 @@ def test_a_bucket_that_is_not_there_is_refused(
     with pytest.raises(AirflowFailException) as caught:
         instance.run(batch(prompts(3), **arguments))
     assert type(caught.value.__cause__) is GptImgRequestError
-    assert str(caught.value).startswith(f"{named} names a bucket that takes no objects")
+    assert str(caught.value).startswith(f"{named} names a bucket that does not exist")
     assert not emulator.calls
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from typing import Any
 
 import pytest
@@ -147,8 +148,29 @@ def test_a_line_may_hold_any_line_break_that_json_allows() -> None:
         ("s3://b/k.csv", "prompt,reference_images\nx,s3://b/my photo.png", "has 'photo.png' in it"),
         (["x", {"prompt": "y", "n": 9}], "", "requests[1]: n=9"),
         (["x", {"prompt": "y", "size": 9}], "", "requests[1]: 'size' is not an argument of a request: use prompt, "),
-        ([{"promt": "y"}], "", "'promt' is not an argument of a request: did you mean 'prompt'? Nothing was sent"),
-        ("s3://b/k.csv", "Prompt,n\nx,1", "Did you mean 'prompt' by 'Prompt'?"),
+        ([{"promt": "y"}], "", "requests[0]: 'promt' is not an argument of a request: did you mean 'prompt'?"),
+        ([{"n": 1}], "", "requests[0]: prompt is missing or empty"),
+        ("s3://b/k.csv", "Prompt,n\nx,1", ". Rename the column 'Prompt' to 'prompt'"),
+        (
+            "s3://b/k.csv",
+            "prompt,aspct_ratio\nx,1:1\ny,1:1",
+            "line 1 of s3://b/k.csv: 'aspct_ratio' is not a column of a batch: did you mean 'aspect_ratio'?",
+        ),
+        ("s3://b/k.csv", "prompt,\nx,7", "line 2 of s3://b/k.csv has '7' in a column that line 1 does not name"),
+        ("s3://b/k.csv", "prompt;n\nx;1", "line 1 of s3://b/k.csv is separated by semicolons: save the file with comm"),
+        ("s3://b/k.csv", '"prompt";"n"\n"x";1', "line 1 of s3://b/k.csv is separated by semicolons"),
+        ("s3://b/k.csv", "prompt\tn\nx\t1", "line 1 of s3://b/k.csv is separated by tabs"),
+        ("s3://b/k.csv", "prompt,aspect_ratio,n\nA cat, asleep,1", "If a text has commas in it, put it into quotes"),
+        (
+            "s3://b/k.csv",
+            "prompt,reference_images,n\nA cat, asleep,s3://b/k.png,",
+            "not a reference. If a text has commas in it, put it into quotes",
+        ),
+        (
+            "s3://b/k.csv",
+            "prompt,reference_images\nA cat,asleep,\n",
+            "not a reference. If a text has commas in it, put it into quotes",
+        ),
         ([{"prompt": "y", "extra_body": {"n": 4}}], "", "requests[0]: extra_body sets 'n'"),
         (["x", {"prompt": "y", "on_unknown_submission": "guess"}], "", "requests[1]: on_unknown_submission='guess'"),
         ([5], "", "requests[0]: prompt"),
@@ -164,9 +186,13 @@ def test_a_line_may_hold_any_line_break_that_json_allows() -> None:
         ("s3://b/k.csv", "prompt,n,prompt\nx,1,y", "line 1 of s3://b/k.csv names 'prompt' twice"),
         ("s3://b/k.csv", "", "line 1 of s3://b/k.csv is not a header"),
         ("s3://b/k.csv", "prompt,n\nx,many", "line 2 of s3://b/k.csv: n='many'"),
-        ("s3://b/k.csv", "prompt,n\nx,1,2", "line 2 of s3://b/k.csv has more cells"),
+        (
+            "s3://b/k.csv",
+            "prompt,n\nx,1,2",
+            "line 2 of s3://b/k.csv has more cells than the header. If a text has comm",
+        ),
         ("s3://b/k.csv", "prompt,on_unknown_submission\nx,No", "line 2 of s3://b/k.csv: on_unknown_submission='No'"),
-        ("s3://b/k.csv", "prompt,n\n,3", "line 2 of s3://b/k.csv: prompt"),
+        ("s3://b/k.csv", "prompt,n\n,3", "line 2 of s3://b/k.csv: prompt is missing or empty: say what"),
         ("s3://b/k.csv", "prompt,extra_body\nx,{", "line 2 of s3://b/k.csv: extra_body is not JSON"),
         ("s3://b/k.csv", 'prompt\n"x', "is not CSV"),
     ],
@@ -189,9 +215,25 @@ def test_a_batch_reads_its_requests_from_s3(emulator: Any, instance: Instance, s
 @pytest.mark.parametrize(
     ("uri", "body", "complaint"),
     [
-        ("s3://images/none.jsonl", None, "s3://images/none.jsonl"),
-        ("s3://nowhere/r.jsonl", None, "s3://nowhere/r.jsonl"),
-        ("s3://images/r.csv", b"prompt\n\xff\xfe", "is not text in UTF-8"),
+        (
+            "s3://images/none.jsonl",
+            None,
+            "requests='s3://images/none.jsonl' cannot be read with aws_conn_id='aws_default': the bucket has no such "
+            "object. Correct the URI, or the AWS connection. Nothing was sent",
+        ),
+        (
+            "s3://nowhere/r.jsonl",
+            None,
+            "requests='s3://nowhere/r.jsonl' cannot be read with aws_conn_id='aws_default': the bucket does not exist. "
+            "Correct the URI, or the AWS connection. Nothing was sent",
+        ),
+        (
+            "s3://images/r.csv",
+            "prompt\nUn café".encode("cp1252"),
+            "line 2 of s3://images/r.csv is not text in UTF-8: save the file as UTF-8 (Excel: 'CSV UTF-8'). "
+            "Nothing was sent",
+        ),
+        ("s3://images/r.csv", b"prompt\n,3", "Nothing was sent"),
     ],
 )
 def test_an_object_that_cannot_be_read_is_named(
@@ -201,6 +243,24 @@ def test_an_object_that_cannot_be_read_is_named(
 
     if body is not None:
         s3.put_object(Bucket="images", Key="r.csv", Body=body)
-    with pytest.raises(AirflowFailException, match=complaint):
+    with pytest.raises(AirflowFailException, match=re.escape(complaint)):
         instance.run(batch(uri))
+    assert not emulator.calls
+
+
+def test_an_aws_connection_that_does_not_exist_is_named_at_once(
+    emulator: Any, instance: Instance, s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow_provider_gptimg.airflow_compat import AirflowFailException
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    with pytest.raises(AirflowFailException) as caught:
+        instance.run(batch("s3://images/r.csv", aws_conn_id="aws_defualt"))
+    assert str(caught.value) == (
+        "requests='s3://images/r.csv' cannot be read with aws_conn_id='aws_defualt': Unable to locate credentials. "
+        "There is no connection of that id. Correct the URI, or the AWS connection. Nothing was sent"
+    )
     assert not emulator.calls

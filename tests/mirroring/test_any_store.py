@@ -232,7 +232,7 @@ def test_an_object_says_which_dag_it_is_of(emulator, s3, mirror, dag_id):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"s3_bucket": "missing"}, "s3_bucket='missing' names a bucket that takes no objects"),
+        ({"s3_bucket": "missing"}, "s3_bucket='missing' names a bucket that does not exist"),
         ({"manifest_key": "s3://missing/m.jsonl"}, "manifest_key='s3://missing/m.jsonl' names a bucket"),
         ({"s3_bucket": "s3://images"}, r"s3_bucket='s3://images' is a URI: use the bucket's name, 'images'"),
     ],
