@@ -73,6 +73,10 @@ import pytest
 def test_empty(number, gptimg_emulator, gptimg_s3):
     assert gptimg_emulator.tasks == [] and gptimg_s3.list_buckets()["Buckets"] == []
     gptimg_emulator.add_task()
+    for read in gptimg_s3.get_object, gptimg_s3.head_object:
+        with pytest.raises(gptimg_s3.exceptions.ClientError):
+            read(Bucket="any", Key="key")
+    assert gptimg_s3.list_buckets()["Buckets"] == [], "reading creates none"
     gptimg_s3.put_object(Bucket="any", Key="key", Body=b"")
     assert gptimg_s3.head_object(Bucket="any", Key="key")
     assert gptimg_s3.list_buckets()["Buckets"][0]["Name"] == "any"

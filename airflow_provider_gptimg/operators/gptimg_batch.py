@@ -42,8 +42,8 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
     :param requests: A list of prompts, or of dicts of submit arguments; or the `s3://` URI of such a list: CSV with a
         header of argument names if it ends in `.csv`, else JSON Lines (templated; the contents of the object are not).
     :param max_in_flight: Image tasks under way at a time.
-    :param max_credits: Refuse, before anything is sent, a batch that would cost more; also as text; None: no limit
-        (templated).
+    :param max_credits: Refuse, before anything is sent, a batch whose requests would cost more in all; also as text;
+        None: no limit (templated). Clearing a success pays again, up to the same limit.
     :param on_partial_failure: `fail`, after everything else is done, or `succeed` if at least one request is mirrored.
     :param on_unknown_submission: What to do if a submit was sent and its outcome is unknown: `fail`, for a person
         to decide, or `resubmit` at the next attempt, which may pay twice. None: the connection's, else `fail`. A

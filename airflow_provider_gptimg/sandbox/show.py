@@ -31,8 +31,8 @@ __all__ = [
 
 _PAUSE = 2.0
 """Seconds between two lines that are about credits alone: a batch spends some all the time."""
-_ERROR = re.compile(r"    \w+: ")
-"""How `DagRun.log` writes the exception of an entry."""
+_ERROR = re.compile(r"^\S.*\n    (\w+: .*)", re.MULTILINE)
+"""The exception of an entry as `DagRun.log` writes it; its causes follow."""
 _SHOWN = {
     "running": "running",
     "deferred": "waiting, holds no worker",
@@ -173,11 +173,10 @@ def show_failures(run: DagRun, console: Console) -> None:
 
 
 def last_errors(run: DagRun) -> Iterator[str]:
-    """Yield a line for each task that failed: the last error in its log."""
+    """Yield a line for each task that failed: the exception that ended it."""
     for ti in run.task_instances():
         if ti["state"] == "failed":
-            lines = run.log(ti["task_id"], map_index=ti["map_index"]).splitlines()
-            errors = [line.strip() for line in lines if _ERROR.match(line)]
+            errors = _ERROR.findall(run.log(ti["task_id"], map_index=ti["map_index"]))
             yield f"{_stage(ti)} failed: {errors[-1] if errors else 'its log holds no error'}"
 
 

@@ -27,7 +27,7 @@ class Watch:
         self._services = services
         self._output = output
         self._entries = len(self._ledger())
-        self._ended = {run for run, state in self._runs() if state in FINAL_RUN_STATES}
+        self._ended = set(self._ended_runs())
         self._errors = self._import_errors()
 
     def news(self) -> Iterator[str]:
@@ -62,18 +62,23 @@ class Watch:
         self._errors = errors
 
     def _over(self) -> Iterator[str]:
-        for run, state in self._runs():
-            if state not in FINAL_RUN_STATES or run in self._ended:
+        for run, state, end in self._ended_runs():
+            if (run, state, end) in self._ended:
                 continue
-            self._ended.add(run)
+            self._ended.add((run, state, end))
             files = save_images(mirrored_objects(run, self._services.s3), self._services.s3, self._output)
             images = f"; {len(files)} images saved to ./{self._output}/" if files else ""
             yield f"{run.dag_id} has ended: {state}{images}. See {run.url}"
             yield from last_errors(run)
 
-    def _runs(self) -> list[tuple[DagRun, str]]:
+    def _ended_runs(self) -> list[tuple[DagRun, str, str]]:
+        """Return the runs that have ended, with their state, and the time of it: a run that is cleared ends again."""
         found = self._api.call("GET", "/dags/~/dagRuns", order_by="-start_date", limit=50)["dag_runs"]
-        return [(DagRun(self._api, run["dag_id"], run["dag_run_id"]), run["state"]) for run in found]
+        return [
+            (DagRun(self._api, run["dag_id"], run["dag_run_id"]), run["state"], run["end_date"])
+            for run in found
+            if run["state"] in FINAL_RUN_STATES
+        ]
 
     def _import_errors(self) -> dict[str, str]:
         errors = self._api.import_errors()

@@ -438,7 +438,7 @@ def test_an_empty_list_is_done_at_once(emulator: Any, instance: Instance, s3: An
     ("arguments", "complaint"),
     [
         ({"max_credits": 39}, "max_credits=39 refuses this batch of 20 requests: it would cost 40 credits"),
-        ({"max_credits": "39"}, "max_credits=39"),
+        ({"max_credits": "39"}, "2 an image. Nothing was sent; ask for fewer images, or raise max_credits"),
         ({"max_credits": "much"}, "max_credits='much'"),
         ({"max_in_flight": 0}, "max_in_flight=0"),
         ({"on_partial_failure": "ignore"}, "on_partial_failure='ignore'"),

@@ -112,6 +112,7 @@ def test_what_is_missing_is_named_with_the_way_to_install_it(lack, told):
     ("arguments", "told"),
     [
         (["--dags-folder", "nowhere"], "--dags-folder: nowhere is not a folder"),
+        (["--put", "empty"], "--put: empty holds no file BUCKET/KEY, such as empty/my-bucket/prompts.csv"),
         (["--dags-folder", "empty"], "--dags-folder: empty has no Python file, so no DAG"),
         (
             ["--dag", "example_gptimg_bach"],
@@ -136,6 +137,13 @@ from beside import PROMPT
 with DAG("poster"):
     submit = GptImgSubmitOperator(task_id="submit", prompt=PROMPT)
     GptImgToS3Operator(task_id="mirror", gptimg_task_id=submit.output, s3_bucket="my-images", deferrable=True)
+"""
+BATCH = """
+from airflow.sdk import DAG
+from airflow_provider_gptimg.operators.gptimg_batch import GptImgBatchToS3Operator
+
+with DAG("catalogue"):
+    GptImgBatchToS3Operator(task_id="pictures", requests="s3://my-data/prompts.csv", s3_bucket="my-images")
 """
 BROKEN = "from airflow.sdk import DAG\nimport no_such_module\n"
 
@@ -168,7 +176,10 @@ def test_a_dag_that_is_not_in_the_folder_is_told_with_what_is(dag, told, own, tm
 
 
 def test_it_runs_ones_own_dags_and_reads_them_again_when_they_change(own, tmp_path):
-    with start("--dags-folder", "own", "--speed", "20", "--keep", folder=tmp_path) as command:
+    files = tmp_path / "files" / "my-data"
+    files.mkdir(parents=True)
+    files.joinpath("prompts.csv").write_text("prompt\nA bird\n")
+    with start("--dags-folder", "own", "--put", "files", "--speed", "20", "--keep", folder=tmp_path) as command:
         lines: list[str] = []
 
         def read_until(pattern: str) -> re.Match[str]:
@@ -178,9 +189,11 @@ def test_it_runs_ones_own_dags_and_reads_them_again_when_they_change(own, tmp_pa
                     return found
             raise AssertionError("".join(lines))
 
+        read_until(r"^Uploaded s3://my-data/prompts\.csv\.$")
         url = read_until(r"^Airflow +(http://\S+)")[1]
         username, password = read_until(r"^Login +(\S+), password (\S+)").groups()
         tasks = read_until(r"^API +(http://\S+) ")[1] + "/_emulator/tasks"
+        assert Path(read_until(r"^Home +AIRFLOW_HOME=(\S+);")[1], "airflow.db").exists()
         read_until(r"^2 credits charged for this run, 0 refunded")
         read_until(r"^Airflow stays at ")
         api = AirflowApi(url, username, password)
@@ -195,7 +208,19 @@ def test_it_runs_ones_own_dags_and_reads_them_again_when_they_change(own, tmp_pa
         assert api.trigger("placard").wait() == "success"
         read_until(r"^2 credits charged for gpt-image-2-\S+; in all 4 charged, 0 refunded")
         read_until(r"^placard has ended: success; 1 images saved to ")
-        assert [task["prompt"] for task in httpx.get(tasks, trust_env=False).json()] == ["A cat", "A dog"]
+        own.joinpath("batch.py").write_text(BATCH)
+        catalogue = api.trigger("catalogue")
+        assert catalogue.wait() == "success"
+        read_until(r"^catalogue has ended: success")
+        assert catalogue.xcom("pictures")["requests"] == 1
+        catalogue.clear("pictures")
+        read_until(r"^catalogue has ended: success")
+        httpx.post(tasks.replace("tasks", "faults"), json={"on": "submit", "what": 402}, trust_env=False)
+        catalogue.clear("pictures")
+        read_until(r"^catalogue has ended: failed")
+        read_until(r"^pictures failed: AirflowFailException: ")
+        prompts = [task["prompt"] for task in httpx.get(tasks, trust_env=False).json()]
+        assert prompts == ["A cat", "A dog", "A bird", "A bird"]
         command.send_signal(signal.SIGINT)
         command.communicate()
     assert command.returncode == 0
