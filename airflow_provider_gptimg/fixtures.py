@@ -41,8 +41,8 @@ def gptimg_emulator(
 ) -> Iterator[Emulator]:
     """A stand-in for the API behind the connection `gptimg_default`: an `Emulator`, 100 times as fast.
 
-    Where `moto[server]` is installed, `aws_default` leads to an empty S3 in memory, which creates a bucket when it is
-    first used. A test can set arguments of `Emulator`::
+    Where `moto[server]` is installed, `aws_default` connects to an empty S3 in memory, which creates a bucket when it
+    is first written to or listed. A test can set arguments of `Emulator`::
 
         @pytest.mark.parametrize("gptimg_emulator", [{"fail_rate": 0.1}], indirect=True)
     """

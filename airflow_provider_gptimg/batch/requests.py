@@ -29,7 +29,7 @@ _QUOTES = "If a text has commas in it, put it into quotes"
 
 @dataclass(frozen=True)
 class _Entry:
-    """What `requests` has in one place, unchecked.
+    """An item of `requests`, unchecked.
 
     :param hint: Added to an error of this entry.
     """

@@ -32,7 +32,7 @@ __all__ = [
 _PAUSE = 2.0
 """Seconds between two lines that are about credits alone: a batch spends some all the time."""
 _ERROR = re.compile(r"^\S.*\n    (\w+: .*)", re.MULTILINE)
-"""The exception of an entry as `DagRun.log` writes it; its causes follow."""
+"""The exception of a log entry as `DagRun.log` writes it; its causes follow."""
 _SHOWN = {
     "running": "running",
     "deferred": "waiting, holds no worker",
