@@ -30,7 +30,7 @@ except ImportError:  # before Airflow 3.3
 if TYPE_CHECKING:
     from airflow_provider_gptimg.airflow_compat import Context
 
-__all__ = ["airflow_verdict", "is_final", "retry_policy_argument", "unknown_arguments"]
+__all__ = ["airflow_verdict", "is_final", "operator_arguments", "retry_policy_argument", "unknown_arguments"]
 
 # The same attempt again would end the same.
 _FINAL = (
@@ -101,6 +101,12 @@ def retry_policy_argument(retry_policy: Any) -> dict[str, Any]:
     return {} if RetryPolicy is None else {"retry_policy": retry_policy or GptImgRetryPolicy()}
 
 
+def operator_arguments(operator: type) -> set[str]:
+    """Return the names of all arguments of an operator, those of Airflow too."""
+    constructors = (vars(each)["__init__"] for each in operator.__mro__ if "__init__" in vars(each))
+    return {name for each in constructors for name in inspect.signature(each).parameters}
+
+
 @contextmanager
 def unknown_arguments(operator: type, names: Iterable[str]) -> Iterator[None]:
     """Add to Airflow's error about an unknown argument of an operator which one was probably meant.
@@ -110,8 +116,7 @@ def unknown_arguments(operator: type, names: Iterable[str]) -> Iterator[None]:
     try:
         yield
     except (TypeError, AirflowException) as error:
-        constructors = (vars(each)["__init__"] for each in operator.__mro__ if "__init__" in vars(each))
-        known = {name for each in constructors for name in inspect.signature(each).parameters}
+        known = operator_arguments(operator)
         shown = getattr(operator, "custom_operator_name", operator.__name__)
         for name in names:
             if name not in known and (near := nearest(name, known)):

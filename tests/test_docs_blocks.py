@@ -107,7 +107,7 @@ def made(airflow_db: str, dag_folder: Path, dag_ids: list[str]) -> Iterator[Made
         s3.create_bucket(Bucket=BUCKETS[1])
         s3.put_object(Bucket="my-data", Key="prompts.csv", Body=(SAMPLES / "prompts.csv").read_bytes())
         run_each(
-            [["airflow", "dags", "test", dag_id] for dag_id in dag_ids],
+            [["airflow", "dags", "test", dag_id, "--mark-success-pattern", "approve"] for dag_id in dag_ids],
             AIRFLOW__CORE__DAGS_FOLDER=str(dag_folder),
             AIRFLOW_CONN_GPTIMG_DEFAULT=emulator.connection_json,
             AIRFLOW_CONN_AWS_DEFAULT=server.connection_json,

@@ -110,7 +110,7 @@ def judge_probe(outcome: Answer | NoAnswer) -> tuple[bool, str]:
             f"HTTP {outcome.status} without its JSON envelope. Check the host{' and the key' if rejected else ''}"
         )
     if outcome.status in (401, 403):
-        return False, f"The API rejected the key: {envelope.message} (HTTP {outcome.status})"
+        return False, f"The API rejected the key in the field API key: {envelope.message} (HTTP {outcome.status})"
     if outcome.status in (400, 404, 422):
         return True, "The API accepted the key"
     return False, f"The API answered, but did not look at the key: {envelope.message} (HTTP {outcome.status})"

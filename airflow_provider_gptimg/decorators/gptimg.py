@@ -13,7 +13,8 @@ from airflow_provider_gptimg.airflow_compat import (
     determine_kwargs,
     task_decorator_factory,
 )
-from airflow_provider_gptimg.decorators.functions import check_function
+from airflow_provider_gptimg.decorators.functions import check_function, refuse_none, refuse_operator_arguments
+from airflow_provider_gptimg.exceptions import GptImgRequestError
 from airflow_provider_gptimg.operators.gptimg import GptImgGenerateOperator
 from airflow_provider_gptimg.verdicts import airflow_verdict
 
@@ -70,8 +71,18 @@ class _GptImgDecoratedOperator(DecoratedOperator, GptImgGenerateOperator):
     def _take(self, returned: Any) -> None:
         from airflow_provider_gptimg.api.requests import check_names
 
+        function = f"the function of {self.custom_operator_name}"
+        refuse_none(returned, self.custom_operator_name, "a prompt, or a dict of submit arguments")
+        if isinstance(returned, list | tuple):
+            raise GptImgRequestError(
+                f"{function} returned a list, and makes one request: map it over the values with .expand(), or use "
+                "@task.gptimg_batch"
+            )
         arguments = returned if isinstance(returned, Mapping) else {"prompt": returned}
-        check_names(arguments, "a submit argument, and the function of @task.gptimg returned it")
+        refuse_operator_arguments(arguments, GptImgGenerateOperator, self.custom_operator_name)
+        check_names(arguments, f"a submit argument, and {function} returned it")
+        if "prompt" not in arguments:
+            raise GptImgRequestError(f"the dict that {function} returned has no 'prompt'")
         for name, value in arguments.items():
             setattr(self, name, value)
 

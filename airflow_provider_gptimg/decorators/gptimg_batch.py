@@ -13,8 +13,9 @@ from airflow_provider_gptimg.airflow_compat import (
     determine_kwargs,
     task_decorator_factory,
 )
-from airflow_provider_gptimg.decorators.functions import check_function
+from airflow_provider_gptimg.decorators.functions import check_function, refuse_none, refuse_operator_arguments
 from airflow_provider_gptimg.operators.gptimg_batch import GptImgBatchToS3Operator
+from airflow_provider_gptimg.verdicts import airflow_verdict
 
 if TYPE_CHECKING:
     from airflow_provider_gptimg.airflow_compat import Context
@@ -62,10 +63,19 @@ class _GptImgBatchDecoratedOperator(DecoratedOperator, GptImgBatchToS3Operator):
         returned = self.python_callable(*self.op_args, **kwargs)
         lazy = isinstance(returned, Iterable) and not isinstance(returned, (str, Mapping))
         self.requests = list(returned) if lazy else returned
+        with airflow_verdict():
+            self._check_returned()
         if self.deferrable and (ti := context.get("ti")):
             # Asked again after each deferral, the function might say something else, which would be paid for again.
             ti.xcom_push(key=_REQUESTS_KEY, value=self.requests)
         return super().execute(context)
+
+    def _check_returned(self) -> None:
+        name = self.custom_operator_name
+        refuse_none(self.requests, name, "a list of prompts or of dicts of submit arguments, or its s3:// URI")
+        for entry in self.requests if isinstance(self.requests, list) else ():
+            if isinstance(entry, Mapping):
+                refuse_operator_arguments(entry, GptImgBatchToS3Operator, name)
 
     def execute_complete(  # type: ignore[override]
         self, context: Context, event: Any = None, *, pace: dict[str, Any] | None = None, digest: str | None = None

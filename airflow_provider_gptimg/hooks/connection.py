@@ -17,7 +17,7 @@ from airflow_provider_gptimg.api.refusals import DEFAULT_FINAL_FAILURE_CODES, re
 from airflow_provider_gptimg.api.requests import check_on_unknown_submission
 from airflow_provider_gptimg.api.texts import clean_url, texts_of
 from airflow_provider_gptimg.exceptions import GptImgAuthError, GptImgMediaError, GptImgRequestError
-from airflow_provider_gptimg.hooks.extras import read_count, read_extra, read_seconds, read_verify
+from airflow_provider_gptimg.hooks.extras import read_count, read_extra, read_seconds, read_verify, unknown_extras
 from airflow_provider_gptimg.hooks.origin import HostPattern, Origin
 from airflow_provider_gptimg.polling import Schedule
 
@@ -49,6 +49,7 @@ class ConnectionSettings:
     :param verify: True, False, or the path of a CA bundle.
     :param final_failure_codes: Patterns, in lower case, of the codes of failures that another attempt would meet again.
     :param max_connections: Sockets that the triggerer opens to the API at the most.
+    :param unknown_extras: Names in the extra that have no effect.
     """
 
     conn_id: str
@@ -64,6 +65,7 @@ class ConnectionSettings:
     on_unknown_submission: str | None = None
     max_connections: int = DEFAULT_MAX_CONNECTIONS
     final_failure_codes: tuple[str, ...] = DEFAULT_FINAL_FAILURE_CODES
+    unknown_extras: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, conn_id: str, get_connection: Callable[[str], Connection]) -> ConnectionSettings:
@@ -150,6 +152,7 @@ class ConnectionSettings:
             on_unknown_submission=policy,
             max_connections=taken("max_connections", lambda value: read_count(value, DEFAULT_MAX_CONNECTIONS)),
             final_failure_codes=taken("final_failure_codes", read_failure_codes),
+            unknown_extras=tuple(unknown_extras(extra)),
         )
 
     def schedule(
@@ -217,8 +220,9 @@ class ConnectionSettings:
 
 
 def name_connection(error: GptImgAuthError, conn_id: str) -> GptImgAuthError:
-    """Add the id of the connection to an error about its key."""
+    """Add the id of the connection to an error about its key, and the way out."""
     error.message = f"Connection {conn_id!r}: {error.message}"
+    error.add_hint("Put a valid key into the connection's password, then clear the task")
     return error
 
 

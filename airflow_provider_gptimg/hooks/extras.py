@@ -16,7 +16,7 @@ from airflow_provider_gptimg.exceptions import GptImgRequestError
 if TYPE_CHECKING:
     from airflow_provider_gptimg.airflow_compat import Connection
 
-__all__ = ["read_count", "read_extra", "read_seconds", "read_verify"]
+__all__ = ["extra_hint", "read_count", "read_extra", "read_seconds", "read_verify", "unknown_extras"]
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -51,17 +51,25 @@ def read_extra(conn: Connection) -> dict[str, Any]:
         extra = None
     if not isinstance(extra, dict):
         raise GptImgRequestError(f"Connection {conn.conn_id!r}: extra is not a JSON object")
-    for name in extra:
-        if name not in _EXTRAS:
-            _warn_of_extra(str(conn.conn_id), name[:80])
+    for name in unknown_extras(extra):
+        _warn_of_extra(str(conn.conn_id), name)
     return extra
+
+
+def unknown_extras(extra: dict[str, Any]) -> list[str]:
+    """Return the names in the extra that have no effect."""
+    return [name[:80] for name in extra if name not in _EXTRAS]
+
+
+def extra_hint(name: str) -> str:
+    """Return what an unknown name in the extra was probably meant to be, in words."""
+    near = nearest(name, _EXTRAS)
+    return f"did you mean {near!r}?" if near else f"the known ones are {', '.join(_EXTRAS)}"
 
 
 @lru_cache(maxsize=256)  # once a process: a triggerer reads its connections each minute
 def _warn_of_extra(conn_id: str, name: str) -> None:
-    near = nearest(name, _EXTRAS)
-    hint = f"did you mean {near!r}?" if near else f"the known ones are {', '.join(_EXTRAS)}"
-    log.warning("Connection %r: extra %r is not known and has no effect; %s", conn_id, name, hint)
+    log.warning("Connection %r: extra %r is not known and has no effect; %s", conn_id, name, extra_hint(name))
 
 
 def read_seconds(name: str, value: Any) -> float:

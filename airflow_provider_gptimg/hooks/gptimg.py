@@ -26,6 +26,7 @@ from airflow_provider_gptimg.exceptions import (
     GptImgSubmissionUnknownError,
 )
 from airflow_provider_gptimg.hooks.connection import ConnectionSettings, name_connection
+from airflow_provider_gptimg.hooks.extras import extra_hint
 from airflow_provider_gptimg.hooks.http import exchange, sync_client
 from airflow_provider_gptimg.hooks.poller import Poller
 from airflow_provider_gptimg.hooks.presign import Presigner
@@ -242,9 +243,12 @@ class GptImgHook(BaseHook):
                             f"The host answers a wrong key just the same, so nothing is known of this one: check the "
                             f"path of {settings.base_url}"
                         )
+                for name in settings.unknown_extras:
+                    words += f"; {name!r} in the extra has no effect: {extra_hint(name)}"
                 return accepted, words
         except (GptImgError, OSError) as error:
-            return False, str(error)
+            # Airflow tests what is in the form under a random id.
+            return False, str(error).replace(f"Connection {self.gptimg_conn_id!r}", "The connection")
 
     def _converse(
         self,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
@@ -94,7 +95,8 @@ class AirflowApi:
         """
         until(lambda: self._is_known(dag_id, other_errors), timeout, f"the DAG {dag_id} to be found")
         self.call("PATCH", f"/dags/{dag_id}", {"is_paused": False})
-        body = {"logical_date": None, "conf": dict(conf or {})}
+        # As the UI does: without a logical date, templates have no `ds`.
+        body = {"logical_date": datetime.now(UTC).isoformat(), "conf": dict(conf or {})}
 
         def post() -> Any:
             try:

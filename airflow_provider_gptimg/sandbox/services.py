@@ -82,7 +82,8 @@ def stand_ins(speed: float) -> Iterator[Services]:
         yield Services(
             names=f"a stand-in for the API, {speed:g} times as fast, and an S3 in memory: no account, no cost",
             addresses={
-                "API": f"{emulator.base_url} (connection gptimg_default; its ledger is at /_emulator/ledger)",
+                "API": f"{emulator.base_url} (connection gptimg_default, key {emulator.api_key}; its ledger is at "
+                "/_emulator/ledger)",
                 "S3": f"{server.endpoint_url} (connection aws_default; access key and secret: {ACCESS_KEY})",
                 "Bucket": f"{_BUCKET}; another one is created when something is written to it",
             },

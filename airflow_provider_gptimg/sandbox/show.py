@@ -18,6 +18,7 @@ from airflow_provider_gptimg.api.s3_uri import split_s3_uri
 from airflow_provider_gptimg.sandbox.rest import FINAL_RUN_STATES, DagRun
 
 __all__ = [
+    "answer_at",
     "follow",
     "last_errors",
     "mirrored_objects",
@@ -73,7 +74,7 @@ def follow(run: DagRun, console: Console, limit: float, books: Callable[[], tupl
                 seen[task_id, map_index] = (ti["state"], attempt)
                 news.append(f"{_stage(ti)}: {_SHOWN[ti['state']]}")
                 if ti["state"] == "awaiting_input":
-                    news[-1] += f"\n{'':30} answer at {run.url}/tasks/{task_id}/required_actions"
+                    news[-1] += f"\n{'':30} {answer_at(run, task_id)}"
             if not news and (charged, refunded) != shown and now - shown_at > _PAUSE:
                 news = ["credits so far"]
             for what in news:
@@ -86,6 +87,11 @@ def follow(run: DagRun, console: Console, limit: float, books: Callable[[], tupl
             if elapsed > limit:
                 raise TimeoutError(f"{run} is not over after {limit:.0f} s")
             time.sleep(0.3)
+
+
+def answer_at(run: DagRun, task_id: str) -> str:
+    """Return where a person answers a task of the run, as words to be printed."""
+    return f"answer at {run.url}/tasks/{task_id}/required_actions"
 
 
 def show_stages(run: DagRun, console: Console) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""News of a sandbox that stays up: credits that are spent, runs that end, DAG files that cannot be imported."""
+"""News of a sandbox that stays up: credits spent, tasks that ask a person, runs that end, DAG files that are broken."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import httpx
 
 from airflow_provider_gptimg.sandbox.rest import FINAL_RUN_STATES, AirflowApi, DagRun
 from airflow_provider_gptimg.sandbox.services import Services
-from airflow_provider_gptimg.sandbox.show import last_errors, mirrored_objects, save_images
+from airflow_provider_gptimg.sandbox.show import answer_at, last_errors, mirrored_objects, save_images
 
 __all__ = ["Watch"]
 
@@ -28,6 +28,7 @@ class Watch:
         self._output = output
         self._entries = len(self._ledger())
         self._ended = set(self._ended_runs())
+        self._asking: set[tuple[DagRun, str]] = set()
         self._errors = self._import_errors()
 
     def news(self) -> Iterator[str]:
@@ -35,6 +36,7 @@ class Watch:
         yield from self._spent()
         try:
             yield from self._broken()
+            yield from self._asks()
             yield from self._over()
         except httpx.HTTPError:
             return  # Airflow is busy: the next look finds it
@@ -70,6 +72,13 @@ class Watch:
             images = f"; {len(files)} images saved to ./{self._output}/" if files else ""
             yield f"{run.dag_id} has ended: {state}{images}. See {run.url}"
             yield from last_errors(run)
+
+    def _asks(self) -> Iterator[str]:
+        found = self._api.call("GET", "/dags/~/dagRuns/~/taskInstances", state="awaiting_input")["task_instances"]
+        asking = {(DagRun(self._api, ti["dag_id"], ti["dag_run_id"]), ti["task_id"]) for ti in found}
+        new, self._asking = asking - self._asking, asking
+        for run, task_id in new:
+            yield f"{run.dag_id}: {task_id}: waiting for a person, {answer_at(run, task_id)}"
 
     def _ended_runs(self) -> list[tuple[DagRun, str, str]]:
         """Return the runs that have ended, with their state, and the time of it: a run that is cleared ends again."""

@@ -429,6 +429,26 @@ def test_it_can_be_executed_by_hand(emulator: Any, stored: Any, deferrable: bool
     assert len(stored()) == 4
 
 
+@pytest.mark.parametrize(
+    ("returned", "complaint"),
+    [
+        (None, "the function of @task.gptimg_batch returned None: return a list of prompts"),
+        (["a cat", {"prompt": "a dog", "max_credits": 2}], "'max_credits' is an argument of @task.gptimg_batch("),
+    ],
+)
+def test_what_a_function_returns_in_the_wrong_place_is_named(emulator: Any, returned: Any, complaint: str) -> None:
+    @task.gptimg_batch(s3_bucket="images")
+    def pictures() -> Any:
+        return returned
+
+    with DAG("by_hand"):
+        operator = pictures().operator
+    with pytest.raises(AirflowFailException) as refusal:
+        operator.execute({})
+    assert complaint in str(refusal.value)
+    assert emulator.calls == []
+
+
 def test_an_empty_list_is_done_at_once(emulator: Any, instance: Instance, s3: Any) -> None:
     assert instance.run(batch([]))["requests"] == 0
     assert not emulator.calls

@@ -62,16 +62,21 @@ def test_arguments_beside_it_are_rendered(emulator, instance):
 @pytest.mark.parametrize(
     ("returned", "told"),
     [
-        (None, "prompt"),
+        (
+            None,
+            "the function of @task.gptimg returned None: return a prompt, or a dict of submit arguments "
+            "(is a return missing?)",
+        ),
         ("", "prompt"),
         (7, "prompt"),
-        (["a cat"], "prompt"),
-        ({}, "prompt"),
-        ({"n": 2}, "prompt"),
+        (["a cat"], "returned a list, and makes one request: map it over the values with .expand(), or use @task."),
+        ({}, "the dict that the function of @task.gptimg returned has no 'prompt'"),
+        ({"n": 2}, "the dict that the function of @task.gptimg returned has no 'prompt'"),
         ({"prompt": "a cat", "n": 9}, "n=9"),
         ({"prompt": "a cat", "size": "big"}, "'size'"),
-        ({"prompt": "a cat", "timeout": 5}, "'timeout'"),
-        ({"prompt": "a cat", "gptimg_conn_id": "x"}, "'gptimg_conn_id'"),
+        ({"prompt": "a cat", "timeout": 5}, "'timeout' is an argument of @task.gptimg(timeout=…)"),
+        ({"prompt": "a cat", "gptimg_conn_id": "x"}, "'gptimg_conn_id' is an argument of @task.gptimg("),
+        ({"prompt": "a cat", "max_credits": 2, "retries": 1}, "'max_credits' is an argument of @task.gptimg("),
         ({"prompt": "a cat", 7: 8}, "'7'"),
     ],
     ids=repr,

@@ -136,7 +136,15 @@ from beside import PROMPT
 
 with DAG("poster"):
     submit = GptImgSubmitOperator(task_id="submit", prompt=PROMPT)
-    GptImgToS3Operator(task_id="mirror", gptimg_task_id=submit.output, s3_bucket="my-images", deferrable=True)
+    key = "s3://my-images/{{ ds }}/{task_id}-{index}{ext}"
+    GptImgToS3Operator(task_id="mirror", gptimg_task_id=submit.output, s3_key=key, deferrable=True)
+"""
+ASKS = """
+from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.sdk import DAG
+
+with DAG("asks", schedule=None):
+    ApprovalOperator(task_id="ask", subject="Publish?")
 """
 BATCH = """
 from airflow.sdk import DAG
@@ -192,7 +200,7 @@ def test_it_runs_ones_own_dags_and_reads_them_again_when_they_change(own, tmp_pa
         read_until(r"^Uploaded s3://my-data/prompts\.csv\.$")
         url = read_until(r"^Airflow +(http://\S+)")[1]
         username, password = read_until(r"^Login +(\S+), password (\S+)").groups()
-        tasks = read_until(r"^API +(http://\S+) ")[1] + "/_emulator/tasks"
+        tasks = read_until(r"^API +(http://\S+) .*, key gptimg-emulator-key;")[1] + "/_emulator/tasks"
         assert Path(read_until(r"^Home +AIRFLOW_HOME=(\S+);")[1], "airflow.db").exists()
         read_until(r"^2 credits charged for this run, 0 refunded")
         read_until(r"^Airflow stays at ")
@@ -205,7 +213,8 @@ def test_it_runs_ones_own_dags_and_reads_them_again_when_they_change(own, tmp_pa
         read_until(r"^broken\.py can be imported again")
         own.joinpath("beside.py").write_text('PROMPT = "A dog"\n')
         own.joinpath("poster.py").write_text(OWN_DAG.replace('"poster"', '"placard"'))
-        assert api.trigger("placard").wait() == "success"
+        run = api.trigger("placard")
+        assert run.wait() == "success"
         read_until(r"^2 credits charged for gpt-image-2-\S+; in all 4 charged, 0 refunded")
         read_until(r"^placard has ended: success; 1 images saved to ")
         own.joinpath("batch.py").write_text(BATCH)
@@ -221,6 +230,10 @@ def test_it_runs_ones_own_dags_and_reads_them_again_when_they_change(own, tmp_pa
         read_until(r"^pictures failed: AirflowFailException: ")
         prompts = [task["prompt"] for task in httpx.get(tasks, trust_env=False).json()]
         assert prompts == ["A cat", "A dog", "A bird", "A bird"]
+        own.joinpath("asks.py").write_text(ASKS)
+        asks = api.trigger("asks")
+        read_until(rf"^asks: ask: waiting for a person, answer at {re.escape(asks.url)}/tasks/ask/required_actions$")
+        assert [task["prompt"] for task in httpx.get(tasks, trust_env=False).json()] == ["A cat", "A dog"]
         command.send_signal(signal.SIGINT)
         command.communicate()
     assert command.returncode == 0

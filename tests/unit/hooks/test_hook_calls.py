@@ -554,7 +554,7 @@ class TestTestConnection:
         connect(emulator, password="no-such-key-anywhere")
         accepted, words = hook.test_connection()
         assert not accepted
-        assert "rejected the key" in words
+        assert "rejected the key in the field API key" in words
         assert "no-such-key-anywhere" not in words
 
     def test_host_unreachable(self, emulator, hook, connect):
@@ -586,7 +586,17 @@ class TestTestConnection:
         accepted, said = hook.test_connection()
         assert not accepted
         assert words in said
+        assert "gptimg_default" not in said, "Airflow tests a form under a random id"
         assert emulator.calls == []
+
+    @pytest.mark.parametrize(
+        ("name", "way_out"), [("poll_intervall", "did you mean 'poll_interval'?"), ("q", "the known ones are final_")]
+    )
+    def test_a_misspelt_extra_is_told(self, emulator, hook, connect, name, way_out):
+        connect(emulator, **{name: 6})
+        accepted, words = hook.test_connection()
+        assert accepted
+        assert words.startswith(f"The API accepted the key; {name!r} in the extra has no effect: {way_out}")
 
 
 class TestRotatedKey:

@@ -44,3 +44,4 @@ def test_an_error_about_the_key_names_the_connection(emulator, call, status):
     with pytest.raises(GptImgAuthError) as refusal:
         call(GptImgHook())
     assert str(refusal.value).count("'gptimg_default'") == 1
+    assert str(refusal.value).count("Put a valid key into the connection's password, then clear the task") == 1
