@@ -213,8 +213,7 @@ def test_it_runs_ones_own_dags_and_reads_them_again_when_they_change(own, tmp_pa
         read_until(r"^broken\.py can be imported again")
         own.joinpath("beside.py").write_text('PROMPT = "A dog"\n')
         own.joinpath("poster.py").write_text(OWN_DAG.replace('"poster"', '"placard"'))
-        run = api.trigger("placard")
-        assert run.wait() == "success"
+        assert api.trigger("placard").wait() == "success"
         read_until(r"^2 credits charged for gpt-image-2-\S+; in all 4 charged, 0 refunded")
         read_until(r"^placard has ended: success; 1 images saved to ")
         own.joinpath("batch.py").write_text(BATCH)
@@ -233,7 +232,6 @@ def test_it_runs_ones_own_dags_and_reads_them_again_when_they_change(own, tmp_pa
         own.joinpath("asks.py").write_text(ASKS)
         asks = api.trigger("asks")
         read_until(rf"^asks: ask: waiting for a person, answer at {re.escape(asks.url)}/tasks/ask/required_actions$")
-        assert [task["prompt"] for task in httpx.get(tasks, trust_env=False).json()] == ["A cat", "A dog"]
         command.send_signal(signal.SIGINT)
         command.communicate()
     assert command.returncode == 0
