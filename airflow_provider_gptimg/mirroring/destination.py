@@ -115,12 +115,9 @@ def check_before_jinja(s3_key: Any, s3_bucket: Any) -> None:
     """
     if not isinstance(s3_key, str):
         return
-    bucket: Any = "…"  # known later
-    if s3_bucket is None and not _JINJA.match(s3_key):
-        bucket = None
-    elif isinstance(s3_bucket, str) and not _JINJA.search(s3_bucket):
-        bucket = s3_bucket
-    KeyPattern(_JINJA.sub("…", s3_key), bucket)
+    if not (isinstance(s3_bucket, str) and s3_bucket) or _JINJA.search(s3_bucket):
+        s3_bucket = None if s3_key.startswith("s3://") else "…"  # execute refuses a key without a bucket
+    KeyPattern(_JINJA.sub("…", s3_key), s3_bucket)
 
 
 def _parse(pattern: str) -> list[tuple[str, str | None]]:

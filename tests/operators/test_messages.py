@@ -71,7 +71,6 @@ def test_the_id_of_an_airflow_task(emulator, s3, operator, several):
         ({"s3_key": "c/{map_index}{ext}", "s3_bucket": "{{ var.value.bucket }}"}, "Jinja, as in {{ ti.map_index }}"),
         ({"s3_key": "{index:02d}{ext}", "s3_bucket": "images"}, "it formats {index}"),
         ({"s3_key": "{{ ds }}/{index{ext}", "s3_bucket": "images"}, "is not a pattern"),
-        ({"s3_key": "{index}{ext}"}, "name no bucket"),
         ({"s3_key": "s3://images/{index}{ext}", "s3_bucket": "images"}, "drop one"),
         ({"s3_bucket": "s3://images"}, "use the bucket's name"),
     ],
