@@ -22,7 +22,10 @@ LAST_SEEN = (3, 4)
 """The newest Airflow on which all places were looked at."""
 
 FIRST_PLACE_SINCE = {
-    (2, 11): {"DagRun", "RenderedTaskInstanceFields", "SerializedDagModel", "TaskInstance", "create_session"},
+    (2, 11): {
+        *("DagRun", "RenderedTaskInstanceFields", "SerializedDagModel", "TaskInstance", "VariableModel"),
+        "create_session",
+    },
     # (3, 0): all others
     (3, 1): {"AirflowException", "BaseHook", "context_merge"},
     (3, 2): {
@@ -59,7 +62,7 @@ PRIVATE = {
     "airflow.models.task_state_store": "3.3 and 3.4",
     "airflow.models.taskinstance": "2.11 to 3.4",
     "airflow.models.taskinstancekey": "2.11 to 3.1",
-    "airflow.models.variable": "2.11",
+    "airflow.models.variable": "2.11 (Variable), 3.1 to 3.4 (VariableModel)",
     "airflow.models.xcom": "2.11 (XCom), 3.0 to 3.4 (XComModel)",
     "airflow.models.xcom_arg": "2.11",
     "airflow.sdk.bases.decorator": "3.0 to 3.4; determine_kwargs 3.2 to 3.4",
