@@ -38,7 +38,7 @@ def environment(tmp_path: Path) -> Iterator[tuple[Emulator, dict[str, str]]]:
             {
                 "AIRFLOW_CONN_GPTIMG_DEFAULT": emulator.connection_json,
                 "AIRFLOW_CONN_AWS_DEFAULT": server.connection_json,
-                "AIRFLOW__GPTIMG__JOURNAL": "s3://journals/gptimg",
+                "AIRFLOW__GPTIMG__JOURNAL": "s3://journals/hundred",  # moto keeps what other tests have written
                 "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
                 "AIRFLOW__CORE__PARALLELISM": "8",
                 "AIRFLOW__SCHEDULER__MAX_TIS_PER_QUERY": "64",
