@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What 100 viewers of pictures in a trickling S3 cost a live API server: latency of other calls, and memory.
+"""Measure what 100 viewers of a trickling S3 cost a live API server: the latency of other calls, and memory.
 
 It needs Airflow 3.3 and moto, as the environment of development has them: `.venv/bin/python -m benchmarks.gallery`.
 """

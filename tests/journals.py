@@ -10,6 +10,7 @@ import pytest
 
 from airflow_provider_gptimg import airflow_compat
 from airflow_provider_gptimg.journal import stores
+from airflow_provider_gptimg.journal.spending import Amounts, read_spending
 
 KINDS = ("state store", "S3", "Variables")
 
@@ -49,3 +50,15 @@ def use_s3(monkeypatch: pytest.MonkeyPatch, s3: Any) -> Callable[[], list[str]]:
         return [item["Key"] for item in listed.get("Contents", ())]
 
     return keys
+
+
+def charged(emulator: Any) -> int:
+    """Return the credits that the API has charged, refunded ones too."""
+    return sum(entry.credits for entry in emulator.ledger if entry.kind == "charge")
+
+
+def spent() -> Amounts:
+    """Return the sums of the journal in S3."""
+    journal = stores.open_s3_journal()
+    assert journal is not None
+    return sum((each.amounts for each in read_spending(journal)), Amounts())

@@ -41,7 +41,7 @@ _ELSEWHERE = "x-amz-bucket-region"
 
 
 class PictureUnavailableError(Exception):
-    """The picture cannot be shown. The text names no host, bucket, key or signature.
+    """The picture cannot be shown. The text leaves out host, bucket, key and signature.
 
     :param status: Of the answer to the viewer.
     """

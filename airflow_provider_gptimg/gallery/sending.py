@@ -9,6 +9,7 @@ import logging
 import re
 import time
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ async def bounded(places: Places, dag_id: str) -> AsyncIterator[Place]:
         raise HTTPException(503, _BUSY, {"retry-after": str(_RETRY_AFTER)}) from None
 
 
-class _Bounded(Response):
+class _Bounded(Response, ABC):
     """A response that takes a place before it starts, and ends when its time is up or its viewer leaves."""
 
     seconds: float
@@ -131,8 +132,13 @@ class _Bounded(Response):
             answer = _problem(error)
             await answer(scope, receive, send)
 
+    @abstractmethod
     async def _send(self, place: Place, send: Callable[[Any], Awaitable[None]]) -> None:
-        raise NotImplementedError
+        """Send the answer's head and body.
+
+        :raises PictureUnavailableError: There is nothing to show.
+        :raises HostError: The host of the picture failed.
+        """
 
 
 class PictureResponse(_Bounded):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reuse: an index, in the journal in S3, of what was bought for each request, and of who is buying right now.
+"""Reuse: an index in the journal in S3 that says what was bought for each request, and who is buying right now.
 
-A request's folder has an entry for each image task that was accepted for it, and leases. Who wants to reuse and finds
-nothing takes a lease before it pays: of several tasks that ask at once, one pays, and the others wait for its image
-task. The index never decides whether a task instance may submit: that is the journal's, before and after.
+A request's folder has an entry for each image task that was accepted for it, and leases. A task that wants to reuse and
+finds nothing takes a lease before it pays. If several ask at once, one pays, and the others wait for its image task.
+The index never decides whether a task instance may submit: only the journal does.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Bought:
 class Found(Generic[There]):
     """A purchase whose images are still there.
 
-    :param there: What the look at its images has brought.
+    :param there: What `look` returned for it, see :meth:`Purchases.find`.
     """
 
     bought: Bought
@@ -92,7 +92,7 @@ class Reuse:
     def check(cls, reuse: Any, generation: Any, attempt: Attempt) -> Reuse:
         """Return what the arguments say.
 
-        :raises GptImgRequestError: One of them is wrong, or there is no journal that tasks share.
+        :raises GptImgRequestError: One of them is wrong, or the journal is not in S3, where tasks share it.
         """
         max_age = reuse.total_seconds() if isinstance(reuse, timedelta) else None
         if not (reuse is None or isinstance(reuse, bool | timedelta)) or (max_age is not None and max_age <= 0):
@@ -112,7 +112,7 @@ class Reuse:
     def purchases(self, attempt: Attempt, request: ImageRequest, occurrence: int = 0) -> Purchases | None:
         """Return what is known of a request's purchases; None: tasks do not share a journal.
 
-        :param occurrence: Its index among identical requests of a batch, each of which has images of its own.
+        :param occurrence: Its index among identical requests of a batch. Each of them gets its own images.
         """
         store = attempt.store
         if not isinstance(store, S3Store):
@@ -138,7 +138,7 @@ class Lease:
             raise LeaseOverError
 
     def release(self) -> None:
-        """Let others go on at once. Where that fails, they go on when the lease is over."""
+        """Let other tasks continue at once. If that fails, they continue when the lease is over."""
         try:
             self._store.put(f"{self._name}.over", {})
         except Exception:
@@ -191,9 +191,9 @@ class Purchases:
     def obtain(
         self, look: Callable[[Bought], There | None], pause: Callable[[float], None], log: Any
     ) -> Found[There] | Lease | None:
-        """Do as :meth:`find`, and wait while another task is about to pay; None: that took too long, so pay.
+        """Find as :meth:`find` does, and wait while another task is about to pay; None: that took too long, so pay.
 
-        :param pause: Lets so many seconds pass.
+        :param pause: Waits for a number of seconds.
         """
         waited = 0.0
         while (found := self.find(look)) is None and waited < _LONGEST_WAIT:

@@ -106,7 +106,7 @@ class S3Store(Store):
                 return True
             except self._s3.exceptions.ClientError as error:
                 status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-                if status == 501:  # the store knows no conditions
+                if status == 501:  # the store does not support conditional writes
                     self._s3.put_object(**item)
                     return True
                 if status not in (409, 412):
@@ -179,7 +179,7 @@ def journal_setting() -> str:
 
 
 def not_understood(setting: str) -> GptImgRequestError:
-    """Build the error for a setting that says nothing of that."""
+    """Build the error for a value that `[gptimg] journal` cannot have."""
     return GptImgRequestError(
         f"[gptimg] journal = {setting!r} in Airflow's configuration is not understood: use 'auto', 'none', or "
         "'s3://bucket/prefix'"

@@ -83,7 +83,7 @@ class MemoryStore(Store):
 
 @contextmanager
 def told(what: str, store: Store) -> Iterator[None]:
-    """Say of an error that it was the journal's, and let Airflow retry it: what cannot be read is not "nothing"."""
+    """Turn any error into one that names the journal and that Airflow may retry: unreadable is not "nothing"."""
     try:
         yield
     except GptImgError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote, urlsplit
@@ -47,6 +48,10 @@ _PRIVATE_NAMES = (".localhost", ".local", ".internal", ".svc", ".vpce.amazonaws.
 """Names in a machine's own network, in a Kubernetes cluster (`….svc`, `….svc.cluster.local`) and in a VPC."""
 
 
+_OTHER_CONSOLES = ("cn-", "us-gov-", "us-iso", "eusc-")
+"""Starts of AWS regions that this console does not show: their partitions have consoles and accounts of their own."""
+
+
 class _Link(BaseOperatorLink):
     """A link that is left out rather than fail.
 
@@ -69,8 +74,9 @@ class _Link(BaseOperatorLink):
             log.debug("No link %r for %s: %s", self.name, ti_key, type(error).__name__)
             return ""
 
+    @abstractmethod
     def _url(self, operator: Any, ti_key: Any) -> str:
-        raise NotImplementedError
+        """Look the URL up; empty if it is not known."""
 
 
 class ImagesLink(_Link):
@@ -157,8 +163,9 @@ def first_image_url(result: Any) -> str:
 def s3_url(bucket: str, key: str, region: str | None, endpoint: str | None) -> str:
     """Return where a person finds an object or, for a key that ends in a slash or is empty, a folder.
 
-    :param endpoint: Of a store that is not AWS; None: AWS, whose console is meant. At one that a browser is unlikely to
-        reach, nothing is found: the result is empty.
+    The result is empty for an endpoint that a browser is unlikely to reach, and for a region with another console.
+
+    :param endpoint: Of a store that is not AWS; None: AWS, shown in its console.
     """
     if endpoint:
         parts = urlsplit(endpoint)
@@ -166,6 +173,8 @@ def s3_url(bucket: str, key: str, region: str | None, endpoint: str | None) -> s
             return ""
         host = parts.netloc.rpartition("@")[2]
         return f"{parts.scheme}://{host}{parts.path.rstrip('/')}/{quote(bucket)}/{quote(key)}"
+    if region and region.startswith(_OTHER_CONSOLES):
+        return ""
     page = "buckets" if not key or key.endswith("/") else "object"
     where = f"region={quote(region)}&" if region else ""
     return f"https://console.aws.amazon.com/s3/{page}/{quote(bucket)}?{where}prefix={quote(key, safe='')}"

@@ -83,7 +83,7 @@ def read_error(error: Exception, what: str) -> GptImgError:
 
 
 def status_of(error: Exception) -> int:
-    """Return the HTTP status; 0 if there was no answer."""
+    """Return the HTTP status; 0 if S3 did not answer."""
     return int(_response(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
@@ -139,7 +139,7 @@ def unreadable(error: GptImgError, argument: str, aws_conn_id: str | None, *, ha
         return error  # what was read is wrong, and the message says so
     reason = _REASONS.get(_code(cause), str(cause))
     if aws_conn_id and not has_connection:
-        reason += ". There is no connection of that id"
+        reason += ". No connection has that id"
     # Boto3 may find credentials of the machine a moment later, but an id that does not exist stays wrong.
     final = isinstance(error, GptImgRequestError) or (isinstance(cause, NoCredentialsError) and not has_connection)
     kind = GptImgRequestError if final else GptImgError

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where images of a batch come from: the manifest names it, and C2PA manifests are required where asked for."""
+"""The provenance of a batch's images: fields of the manifest, and `require_c2pa`."""
 
 from __future__ import annotations
 

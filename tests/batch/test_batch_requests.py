@@ -261,6 +261,6 @@ def test_an_aws_connection_that_does_not_exist_is_named_at_once(
         instance.run(batch("s3://images/r.csv", aws_conn_id="aws_defualt"))
     assert str(caught.value) == (
         "requests='s3://images/r.csv' cannot be read with aws_conn_id='aws_defualt': Unable to locate credentials. "
-        "There is no connection of that id. Correct the URI, or the AWS connection. Nothing was sent"
+        "No connection has that id. Correct the URI, or the AWS connection. Nothing was sent"
     )
     assert not emulator.calls

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 from batch_instance import Instance, batch, prompts
-from journals import use_s3
+from journals import charged, spent, use_s3
 
 from airflow_provider_gptimg.journal import reuse as reuse_module
-from airflow_provider_gptimg.journal.spending import Amounts, read_spending
-from airflow_provider_gptimg.journal.stores import open_s3_journal
+from airflow_provider_gptimg.journal.spending import Amounts
 from airflow_provider_gptimg.operators.gptimg import GptImgGenerateOperator
 
 
@@ -25,16 +24,6 @@ def of(run_id: str) -> Instance:
     made = Instance(None)
     made.run_id = run_id
     return made
-
-
-def charged(emulator: Any) -> int:
-    return sum(entry.credits for entry in emulator.ledger if entry.kind == "charge")
-
-
-def total() -> Amounts:
-    journal = open_s3_journal()
-    assert journal is not None
-    return sum((spent.amounts for spent in read_spending(journal)), Amounts())
 
 
 def test_the_second_run_costs_nothing(emulator, deferrable, manifest):
@@ -53,7 +42,7 @@ def test_the_second_run_costs_nothing(emulator, deferrable, manifest):
     assert len(emulator.calls) == polls, "the images are in S3, so nobody has to be asked"
     assert second.xcoms["credits"] == 0
     assert reused == {**paid, "credits": 0, "reused": 22, "manifest": "s3://images/second.jsonl"}
-    assert total() == Amounts(charged=46, reused=46)
+    assert spent() == Amounts(charged=46, reused=46)
     before, now = manifest("first.jsonl"), manifest("second.jsonl")
     key = lambda row: row["uri"]  # noqa: E731
     assert [row["uri"] for row in sorted(now, key=key)] == [row["uri"] for row in sorted(before, key=key)]
@@ -106,11 +95,11 @@ def test_a_generation_that_failed_is_paid_for_by_the_next_attempt(emulator):
         first.run(batch(prompts(3), reuse=True))
     summary = of("second").run(batch(prompts(3), reuse=True))
     assert (summary["mirrored"], summary["credits"]) == (3, 6)
-    assert total() == Amounts(charged=12, refunded=6)
+    assert spent() == Amounts(charged=12, refunded=6)
     attempt = first.retry()
     attempt.run_id = "first"
     assert attempt.run(batch(prompts(3), reuse=True))["credits"] == 0
-    assert total() == Amounts(charged=12, refunded=6, reused=6)
+    assert spent() == Amounts(charged=12, refunded=6, reused=6)
 
 
 def test_two_batches_at_once_pay_once(emulator, monkeypatch):
@@ -131,4 +120,4 @@ def test_two_batches_at_once_pay_once(emulator, monkeypatch):
     assert charged(emulator) == 60
     assert [summary["mirrored"] for summary in summaries.values()] == [30, 30]
     assert sum(summary["credits"] for summary in summaries.values()) == 60
-    assert total() == Amounts(charged=60, reused=60)
+    assert spent() == Amounts(charged=60, reused=60)

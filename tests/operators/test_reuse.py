@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from airflow_names import DAG, task
 from attempts import Instance, fails_at_once, may_be_retried
-from journals import use_s3
+from journals import charged, spent, use_s3
 
 from airflow_provider_gptimg.exceptions import (
     GptImgError,
@@ -23,8 +23,8 @@ from airflow_provider_gptimg.exceptions import (
 )
 from airflow_provider_gptimg.journal import reuse as reuse_module
 from airflow_provider_gptimg.journal.reuse import Purchases
-from airflow_provider_gptimg.journal.spending import Amounts, read_spending
-from airflow_provider_gptimg.journal.stores import S3Store, open_s3_journal
+from airflow_provider_gptimg.journal.spending import Amounts
+from airflow_provider_gptimg.journal.stores import S3Store
 from airflow_provider_gptimg.operators.gptimg import GptImgGenerateOperator, GptImgSubmitOperator
 from airflow_provider_gptimg.transfers.gptimg_to_s3 import GptImgToS3Operator
 
@@ -45,16 +45,6 @@ def instance(task_id: str) -> Instance:
 
 def generate(**arguments: Any) -> GptImgGenerateOperator:
     return GptImgGenerateOperator(**{"task_id": "paid", "prompt": "a cat", "n": 2, "reuse": True} | arguments)
-
-
-def charged(emulator: Any) -> int:
-    return sum(entry.credits for entry in emulator.ledger if entry.kind == "charge")
-
-
-def total() -> Amounts:
-    journal = open_s3_journal()
-    assert journal is not None
-    return sum((spent.amounts for spent in read_spending(journal)), Amounts())
 
 
 def test_the_second_task_gets_what_the_first_has_paid_for(emulator, deferrable):
@@ -78,7 +68,7 @@ def test_the_second_task_gets_what_the_first_has_paid_for(emulator, deferrable):
         "airflow_task_id": "first",
         "map_index": -1,
     }
-    assert total() == Amounts(charged=4, reused=4)
+    assert spent() == Amounts(charged=4, reused=4)
 
 
 def test_the_reused_task_can_be_mirrored(emulator, s3):
@@ -137,7 +127,7 @@ def test_a_cleared_success_is_the_same_again_and_a_new_generation_is_not(emulato
     task.clear()
     assert task.attempt(generate(reuse=False))["credits"] == 4
     assert charged(emulator) == 12
-    assert total() == Amounts(charged=12, reused=4)
+    assert spent() == Amounts(charged=12, reused=4)
 
 
 def test_images_that_the_api_no_longer_knows_are_paid_for(emulator):
