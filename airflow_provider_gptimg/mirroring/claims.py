@@ -42,6 +42,8 @@ class Claims:
         return self
 
     def __exit__(self, *error: object) -> None:
+        for answer in self._answers.values():
+            answer.cancel()  # else a mirror that fails or is stopped would poll all the others first
         self._stack.close()
 
     def confirm(self, source: Source) -> Source:
