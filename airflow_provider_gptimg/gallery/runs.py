@@ -10,7 +10,7 @@ import logging
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from threading import Lock
 from typing import Any
@@ -29,7 +29,8 @@ log: logging.Logger = logging.getLogger(__name__)
 _KEEP_CLIENT = 300
 """Seconds after which a changed AWS connection is heeded."""
 _LISTING_HOLDS = 4.0
-"""Seconds for which all viewers of a run share one listing."""
+"""Seconds for which all viewers of a run share one listing; the first look after its end takes a new one."""
+_ENDED = {"success", "failed", "upstream_failed", "skipped", "removed"}
 _MOST_READ = 2000
 """Entries that one look reads; the next look reads on."""
 _KEPT = 16 * 1024 * 1024
@@ -80,7 +81,8 @@ def _read_entries(
 ) -> tuple[dict[tuple[str, int], dict[str, Any]], bool]:
     """Return entries by task instance and key, and whether there are more than may be read."""
     names: dict[str, set[str]] = defaultdict(set)
-    for name in _kept.list(journal, run_owner(dag_id, run_id)):
+    is_over = all(each.state in _ENDED for each in records)
+    for name in _kept.list(journal, run_owner(dag_id, run_id), is_over):
         owner, _, entry = name.partition("/")
         names[owner].add(entry)
     # Those first that still wait for something: each look shows at least these.
@@ -103,26 +105,36 @@ def _needed(entries: set[str]) -> Iterator[str]:
             yield entry
 
 
+@dataclass(frozen=True)
+class _Listing:
+    names: set[str]
+    is_over: bool
+    at: float
+
+
 class _Kept:
     """Entries that were read, and listings for some seconds; of all viewers."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._listings: OrderedDict[str, tuple[float, set[str]]] = OrderedDict()
+        self._listings: OrderedDict[str, _Listing] = OrderedDict()
         self._texts: OrderedDict[str, str] = OrderedDict()
         self._size = 0
 
-    def list(self, journal: S3Store, start: str) -> set[str]:
-        """Return the names of the entries that start so."""
+    def list(self, journal: S3Store, start: str, is_over: bool) -> set[str]:
+        """Return the names of the entries that start so.
+
+        :param is_over: No task writes more of them. A page looks no further then, so it must see the last.
+        """
         with self._lock:
-            at, names = self._listings.get(start, (float("-inf"), set()))
-        if time.monotonic() - at > _LISTING_HOLDS:
-            names = set(journal.times(start))
+            listing = self._listings.get(start)
+        if listing is None or listing.is_over is not is_over or time.monotonic() - listing.at > _LISTING_HOLDS:
+            listing = _Listing(set(journal.times(start)), is_over, time.monotonic())
             with self._lock:
-                self._listings[start] = time.monotonic(), names
+                self._listings[start] = listing
                 while len(self._listings) > 16:
                     self._listings.popitem(last=False)
-        return names
+        return listing.names
 
     def read(self, journal: S3Store, names: Sequence[str]) -> tuple[dict[str, Any], bool]:
         """Return entries by name, and whether there are more than may be read at once."""

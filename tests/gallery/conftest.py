@@ -28,6 +28,8 @@ if not HAS_GALLERY:  # what these import, this Airflow has not
         f"test_gallery_{name}.py" for name in ("accessible", "journals", "limits", "page", "picks", "roles", "spending")
     ]
 
+pytest.register_assert_rewrite("batch_watch")
+
 HERE = Path(__file__).parent
 BUCKET = "gallery"
 

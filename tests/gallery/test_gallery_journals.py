@@ -100,6 +100,15 @@ def test_a_run_in_s3_takes_one_listing_and_each_entry_once(journal, monkeypatch)
     assert len(calls) == 2, "a listing, and what is new"
 
 
+def test_the_first_look_at_a_run_that_is_over_sees_what_was_written_last(journal):
+    _keep(journal, "submit", 0, a1_1_intent=INTENT, a1_1_outcome=ACCEPTED)
+    under_way, over = (Run(records=[_record(0, state)]) for state in ("running", "failed"))
+    assert runs.with_journal(under_way, "posters", "r1").records[0].submissions[0].state == "accepted"
+    _keep(journal, "submit", 0, a1_1_end={"refunded": True})
+    assert runs.with_journal(under_way, "posters", "r1").records[0].submissions[0].state == "accepted"
+    assert runs.with_journal(over, "posters", "r1").records[0].submissions[0].state == "refunded"
+
+
 def test_a_look_reads_a_bounded_number_of_entries_those_under_way_first(journal, monkeypatch):
     monkeypatch.setattr(runs, "_MOST_READ", 2)
     for number in range(3):
