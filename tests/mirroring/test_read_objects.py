@@ -22,7 +22,9 @@ def read(s3: Any, body: bytes, **arguments: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "body", [b"prompt\nA lamp\n", b"\xef\xbb\xbfprompt\nA lamp\n", gzip.compress(b"prompt\nA lamp\n")], ids=repr
+    "body",
+    [b"prompt\nA lamp\n", b"\xef\xbb\xbfprompt\nA lamp\n", gzip.compress(b"prompt\nA lamp\n")],
+    ids=["plain", "with a byte order mark", "gzip"],
 )
 def test_a_text_may_be_compressed(s3, body):
     assert read(s3, body) == "prompt\nA lamp\n"
