@@ -57,15 +57,16 @@ _UNDER_WAY = {
 Uniform = Callable[[float, float], float]
 
 
-def check_timeout(timeout: Any) -> float:
+def check_timeout(timeout: Any, name: str = "timeout") -> float:
     """Return `timeout` in seconds; it may be a `timedelta`.
 
+    :param name: Of the argument, for the error.
     :raises GptImgRequestError: It is neither a `timedelta` nor a number of seconds.
     """
     if isinstance(timeout, timedelta):
         timeout = timeout.total_seconds()
     if not isinstance(timeout, (int, float)) or isinstance(timeout, bool) or not 0 <= timeout < float("inf"):
-        raise GptImgRequestError(f"timeout={timeout!r:.120} is not a number of seconds of at least 0")
+        raise GptImgRequestError(f"{name}={timeout!r:.120} is not a number of seconds of at least 0")
     return timeout
 
 

@@ -156,6 +156,7 @@ class TaskWait:
         from airflow_provider_gptimg.hooks.poller import Poller
 
         self.hook = hook
+        hook.settings.refuse_key(gptimg_task_id)
         self.many: bool = not isinstance(gptimg_task_id, (str, Mapping))
         self.task_ids: list[str]
         self.task_ids, finished = read_task_ids(gptimg_task_id)

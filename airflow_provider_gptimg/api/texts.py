@@ -10,8 +10,10 @@ from typing import Any
 
 __all__ = ["clean", "clean_url", "nearest", "read_payload", "texts_of", "unsendable"]
 
-# Also a query without a scheme before it, and one that is percent-encoded in another URL.
-_QUERY = re.compile(r"(?:\?|%3f)[a-z0-9_%.~-][^\s\"'<>]*", re.IGNORECASE)
+# After a scheme any question mark begins a query. Without one it may also end a sentence, or be percent-encoded in
+# another URL. A quote ends a query, but not where a signed file name has one: filename*=UTF-8''cat.png&…
+_IN_QUERY = r"(?:[^\s\"'<>]|'(?='*[\w&=%]))"
+_QUERY = re.compile(rf"(?P<url>://[^\s\"'<>?]*)\?{_IN_QUERY}+|(?:\?|%3f)[a-z0-9_%.~-]{_IN_QUERY}*", re.IGNORECASE)
 _FRAGMENT = re.compile(r"(://[^\s\"'<>#]{1,2000})#[^\s\"'<>]*")
 _USER_INFO = re.compile(r"://[^\s\"'<>/@]{1,2000}@")
 
@@ -29,7 +31,7 @@ def clean(text: str, limit: int = 300) -> str:
         return " ".join(text.split())
     text = text[: 4 * limit]
     if has_url:
-        text = _QUERY.sub("?…", text)
+        text = _QUERY.sub(lambda found: f"{found['url'] or ''}?…", text)
         text = _USER_INFO.sub("://***@", _FRAGMENT.sub(r"\1", text))
     text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
@@ -50,14 +52,14 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def texts_of(value: Any) -> Iterator[str]:
-    """Yield all texts in a JSON value, names of fields too."""
+    """Yield all texts in a value such as JSON has, names of fields too."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for name, entry in value.items():
             yield from texts_of(name)
             yield from texts_of(entry)
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, list | tuple | set | frozenset):
         for entry in value:
             yield from texts_of(entry)
 

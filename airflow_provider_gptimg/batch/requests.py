@@ -53,7 +53,10 @@ class BatchRequest:
 
 
 def read_requests(
-    requests: Any, read_object: Callable[[str, str], str], references_field: str = "image_urls"
+    requests: Any,
+    read_object: Callable[[str, str], str],
+    references_field: str = "image_urls",
+    refuse: Callable[[object], None] = lambda value: None,
 ) -> list[BatchRequest]:
     """Return the requests that an operator's `requests` stands for.
 
@@ -61,17 +64,24 @@ def read_requests(
         CSV with a header if its key ends in `.csv` or `.csv.gz`, else JSON Lines.
     :param read_object: Returns the text of an S3 object, given bucket and key.
     :param references_field: Name of the reference-image field on the wire.
+    :param refuse: Raises a GptImgRequestError for what may be neither sent nor shown.
     :raises GptImgRequestError: At least one is wrong; the message names it and its argument.
     """
     if not isinstance(requests, str):
-        return _check_all(_list_requests(requests), references_field)
+        return _check_all(_list_requests(requests), references_field, refuse)
+    refuse(requests)
     if not requests.startswith("s3://") or not all(location := split_s3_uri(requests)):
         raise GptImgRequestError(
             f"requests={requests!r:.120} is neither a list nor 's3://bucket/key' of a CSV or JSON Lines object"
         )
     text = read_object(*location)
+    for number, line in enumerate(text.split("\n"), start=1):
+        try:
+            refuse(line)
+        except GptImgRequestError as error:
+            raise GptImgRequestError(f"line {number} of {requests}: {error.message}") from None
     parse = _read_csv if requests.lower().endswith((".csv", ".csv.gz")) else _read_json_lines
-    return _check_all(parse(text, requests), references_field)
+    return _check_all(parse(text, requests), references_field, refuse)
 
 
 def _list_requests(requests: Any) -> Iterator[_Entry]:
@@ -81,12 +91,15 @@ def _list_requests(requests: Any) -> Iterator[_Entry]:
         yield _Entry(f"requests[{index}]", entry)
 
 
-def _check_all(entries: Iterable[_Entry], references_field: str) -> list[BatchRequest]:
+def _check_all(
+    entries: Iterable[_Entry], references_field: str, refuse: Callable[[object], None]
+) -> list[BatchRequest]:
     """Return all requests if each of them is right; else say what is wrong with the first, and name the others."""
     checked: list[BatchRequest] = []
     wrong: list[tuple[str, GptImgRequestError]] = []
     for entry in entries:
         try:
+            refuse(entry.value)
             checked.append(_check(entry, references_field))
         except GptImgRequestError as error:
             if entry.hint:

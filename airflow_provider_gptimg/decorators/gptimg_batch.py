@@ -65,10 +65,12 @@ class _GptImgBatchDecoratedOperator(DecoratedOperator, GptImgBatchToS3Operator):
         self.requests = list(returned) if lazy else returned
         with airflow_verdict():
             self._check_returned()
+        return super().execute(context)
+
+    def _keep_requests(self, context: Context) -> None:
         if self.deferrable and (ti := context.get("ti")):
             # Asked again after each deferral, the function might say something else, which would be paid for again.
             ti.xcom_push(key=_REQUESTS_KEY, value=self.requests)
-        return super().execute(context)
 
     def _check_returned(self) -> None:
         name = self.custom_operator_name

@@ -12,13 +12,12 @@ from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from airflow_provider_gptimg.api.calls import Call
 from airflow_provider_gptimg.api.refusals import DEFAULT_FINAL_FAILURE_CODES, read_failure_codes
 from airflow_provider_gptimg.api.requests import check_on_unknown_submission
 from airflow_provider_gptimg.api.texts import clean_url, texts_of
 from airflow_provider_gptimg.exceptions import GptImgAuthError, GptImgMediaError, GptImgRequestError
 from airflow_provider_gptimg.hooks.extras import read_count, read_extra, read_seconds, read_verify, unknown_extras
-from airflow_provider_gptimg.hooks.origin import HostPattern, Origin
+from airflow_provider_gptimg.hooks.origin import DEFAULT_PORTS, HostPattern, Origin
 from airflow_provider_gptimg.polling import Schedule
 
 if TYPE_CHECKING:
@@ -188,14 +187,19 @@ class ConnectionSettings:
         """True if the API is served below a path of its host."""
         return self.base_url != str(self.origin)
 
-    def refuse_key(self, call: Call) -> None:
-        """Refuse a call with a text that holds the key: a template rendered it, or a person pasted it.
+    def refuse_key(self, *values: object) -> None:
+        """Refuse a text that holds the key: a template rendered it, or a person pasted it.
 
-        :raises GptImgRequestError: It does. The message does not show it.
+        :param values: What is to be sent, or arguments before they are checked: an error would show them.
+        :raises GptImgRequestError: One holds it. The message does not show it.
         """
         if len(self.api_key) < _SHORTEST_KEY:  # it would be found in innocent words
             return
-        if self.api_key in (call.task_id or "") or any(self.api_key in text for text in texts_of(call.body)):
+        try:
+            is_held = any(self.api_key in text for text in texts_of(values))
+        except RecursionError:  # too deep to be sent, which another check says
+            return
+        if is_held:
             raise GptImgRequestError(
                 f"A text of the request holds the API key of connection {self.conn_id!r}, so nothing was sent. Airflow "
                 "renders Jinja also in what expand_kwargs() brings: pass foreign text by expand(), or as the XCom of "
@@ -246,21 +250,27 @@ def _read_base_url(conn: Connection) -> tuple[str, Origin]:
     def refuse(why: str) -> GptImgRequestError:
         # Without what may be a key in the wrong place.
         shown = re.sub(r".*@", "***@", re.split(r"[?#]", conn.host or "", maxsplit=1)[0], flags=re.DOTALL)
+        scheme = f" with schema={schema!r}" if schema and "://" not in host else ""
         return GptImgRequestError(
-            f"Connection {conn.conn_id!r}: host={shown!r:.200} is refused: {why}. It is the API's base URL, "
+            f"Connection {conn.conn_id!r}: host={shown!r:.200}{scheme} is refused: {why}. It is the API's base URL, "
             f"as in {DEFAULT_BASE_URL!r}; leave it empty for that"
         )
 
-    host = (conn.host or "").strip()
+    host, schema = (conn.host or "").strip(), (conn.schema or "").strip()
+    if schema.lower() not in ("", *DEFAULT_PORTS) and "://" not in host:
+        raise GptImgRequestError(
+            f"Connection {conn.conn_id!r}: schema={schema!r:.120} is neither https nor http. Leave it empty for https. "
+            "In a URI it is what follows the slash after the host; a path belongs into the host field"
+        )
     if not host:
-        host = DEFAULT_BASE_URL if not conn.schema and not conn.port else urlsplit(DEFAULT_BASE_URL).netloc
+        host = DEFAULT_BASE_URL if not schema and not conn.port else urlsplit(DEFAULT_BASE_URL).netloc
     if "?" in host or "#" in host:
         raise refuse("it has a query string or a fragment")
     if "@" in host:
         raise refuse("it has user-info ('…@'); the key belongs into the password field")
     if _is_ipv6(host):  # as a URI gives it
         host = f"[{host}]"
-    url = host if "://" in host else f"{conn.schema or 'https'}://{host}"
+    url = host if "://" in host else f"{schema or 'https'}://{host}"
     try:
         parts = urlsplit(url)
         origin = Origin.of(url)

@@ -18,7 +18,7 @@ from airflow_provider_gptimg.api.answers import Answer, NoAnswer, judge_probe
 from airflow_provider_gptimg.api.calls import Call, poll_call, probe_call, submit_call
 from airflow_provider_gptimg.api.protocol import MAX_ATTEMPTS, Sleep, converse
 from airflow_provider_gptimg.api.requests import SUBMIT_ARGUMENTS, ImageRequest, check_on_unknown_submission
-from airflow_provider_gptimg.api.tasks import ImageTask
+from airflow_provider_gptimg.api.tasks import ImageTask, check_task_id
 from airflow_provider_gptimg.api.texts import nearest
 from airflow_provider_gptimg.exceptions import (
     GptImgAuthError,
@@ -115,6 +115,7 @@ class GptImgHook(BaseHook):
         :raises GptImgSubmissionUnknownError: Credits may have been charged; nobody here can know.
         :raises GptImgError: As the table of errors in the docs says.
         """
+        self.settings.refuse_key(prompt, aspect_ratio, n, reference_images, extra_body, on_unknown_submission)
         check_on_unknown_submission(on_unknown_submission)
         request = ImageRequest.check(
             prompt, aspect_ratio=aspect_ratio, n=n, reference_images=reference_images, extra_body=extra_body
@@ -129,7 +130,7 @@ class GptImgHook(BaseHook):
         :raises GptImgAuthError: The connection has no key.
         """
         references_field = self.settings.reference_images_field
-        self.settings.refuse_key(submit_call(request, references_field))
+        self.settings.refuse_key(submit_call(request, references_field).body)
         for name in set(request.extra_body or ()) - self._seen_fields:
             self._seen_fields.add(name)
             if near := nearest(name, SUBMIT_ARGUMENTS):
@@ -183,6 +184,7 @@ class GptImgHook(BaseHook):
         :raises GptImgTaskNotFoundError: The API does not know it, or it is another user's.
         :raises GptImgError: As the table of errors in the docs says.
         """
+        self.settings.refuse_key(task_id)
         return self._converse(poll_call(task_id))
 
     async def aget_task(self, task_id: str) -> ImageTask:
@@ -193,7 +195,6 @@ class GptImgHook(BaseHook):
         # Imported here, since workers do without: aiohttp takes 85 ms.
         from airflow_provider_gptimg.hooks.shared_client import shared_client
 
-        poll_call(task_id)
         async with shared_client(self.gptimg_conn_id) as client:
             return await client.get_task(task_id)
 
@@ -217,12 +218,13 @@ class GptImgHook(BaseHook):
         :raises GptImgTimeoutError: It did not finish within `timeout`.
         :raises GptImgError: As :meth:`get_task`.
         """
+        self.settings.refuse_key(task_id)
         timeout = check_timeout(timeout)
         schedule = self.settings.schedule(poll_interval, first_poll_after)
         final_codes = self.settings.final_failure_codes
         wait = Wait(schedule, progress=Progress(self.log.info), final_failure_codes=final_codes)
         poller = Poller(self)
-        poller.start(wait, [task_id], timeout)
+        poller.start(wait, [check_task_id(task_id)], timeout)
         poller.finish(wait)
         outcome = wait.outcome(task_id)
         if isinstance(outcome, GptImgError):
@@ -286,7 +288,7 @@ class GptImgHook(BaseHook):
         if client is None:
             with sync_client(self.settings) as client:
                 return self._drive(call, client, secrets, max_attempts, pause, before_send)
-        self.settings.refuse_key(call)
+        self.settings.refuse_key(call.task_id, call.body)
         conversation = converse(call, max_attempts=max_attempts)
         outcome: Answer | NoAnswer | None = None
         try:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from airflow_provider_gptimg.api.calls import poll_call
-from airflow_provider_gptimg.api.tasks import ImageTask, check_task_id
+from airflow_provider_gptimg.api.tasks import ImageTask
 from airflow_provider_gptimg.exceptions import GptImgError
 from airflow_provider_gptimg.hooks.http import sync_client
 from airflow_provider_gptimg.polling import Wait
@@ -41,7 +41,7 @@ class Poller:
         :raises GptImgAuthError: The key was rejected.
         """
         since = time.time() if since is None else since
-        self.poll(wait, [check_task_id(task_id) for task_id in dict.fromkeys(task_ids)])
+        self.poll(wait, list(dict.fromkeys(task_ids)))
         if wait.deadline is None:
             wait.count_from_submission(timeout, since)
         if wait.is_unsure:

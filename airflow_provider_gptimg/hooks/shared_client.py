@@ -89,19 +89,18 @@ class SharedClient:
         :param max_attempts: How often to send the request while it fails in a way that may pass.
         :raises GptImgError: As :meth:`GptImgHook.get_task`.
         """
-        call = poll_call(task_id)
         settings = self._settings
         if settings is None or time.monotonic() - self._read_at > _FRESH:
             settings = await self._read_again()
         try:
-            return await self._drive(settings, call, max_attempts)
+            return await self._drive(settings, task_id, max_attempts)
         except GptImgError as error:
             if error.http_status not in (401, 403):
                 raise
             fresh = await self.settings(stale=settings)
             if fresh == settings:
                 raise
-        return await self._drive(fresh, call, max_attempts)
+        return await self._drive(fresh, task_id, max_attempts)
 
     async def _read_again(self) -> ConnectionSettings:
         """Return the settings, read again; if that fails while waits are under way, those from before."""
@@ -118,9 +117,9 @@ class SharedClient:
             )
             return self._settings
 
-    async def _drive(self, settings: ConnectionSettings, call: Call, max_attempts: int) -> ImageTask:
-        settings.refuse_key(call)
-        conversation = converse(call, max_attempts=max_attempts)
+    async def _drive(self, settings: ConnectionSettings, task_id: str, max_attempts: int) -> ImageTask:
+        settings.refuse_key(task_id)
+        conversation = converse(poll_call(task_id), max_attempts=max_attempts)
         outcome: Answer | NoAnswer | None = None
         try:
             step = next(conversation)

@@ -110,11 +110,12 @@ class GptImgSubmitOperator(BaseOperator):
         return GptImgHook(self.gptimg_conn_id)
 
     def _obtain(self, context: Context) -> tuple[Submission, Accepted]:
-        from airflow_provider_gptimg.api.requests import ImageRequest, check_max_credits
+        from airflow_provider_gptimg.api.requests import SUBMIT_ARGUMENTS, ImageRequest, check_max_credits
         from airflow_provider_gptimg.journal.submission import Submission
 
         hook = self._hook()
         with airflow_verdict():
+            hook.settings.refuse_key(*(getattr(self, name) for name in (*SUBMIT_ARGUMENTS, "max_credits")))
             request = ImageRequest.check(
                 self.prompt,
                 aspect_ratio=self.aspect_ratio,

@@ -144,6 +144,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
             if digest is None:  # a changed list costs nothing, and must not keep what is paid for from its place
                 self._check_cost(requests)
             if is_first_leg:
+                self._keep_requests(context)
                 mirroring.check_buckets()
                 if manifest:
                     manifest.claim()
@@ -164,6 +165,9 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
             if ledger.lasts:
                 attempt.once_recorded(ledger.deliver)
             return summary
+
+    def _keep_requests(self, context: Context) -> None:
+        """Keep the checked requests for the next leg, where that cannot render them again."""
 
     def _check_arguments(self) -> None:
         from airflow_provider_gptimg.exceptions import GptImgRequestError
@@ -195,7 +199,8 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         def read_object(bucket: str, key: str) -> str:
             return mirroring.read_text(bucket, key, f"requests={self.requests!r:.200}")
 
-        return read_requests(self.requests, read_object, hook.settings.reference_images_field)
+        settings = hook.settings
+        return read_requests(self.requests, read_object, settings.reference_images_field, settings.refuse_key)
 
     def _check_cost(self, requests: list[BatchRequest]) -> None:
         from airflow_provider_gptimg.api.requests import check_max_credits

@@ -23,7 +23,7 @@ from airflow_provider_gptimg.airflow_compat import (
 )
 from airflow_provider_gptimg.exceptions import GptImgTaskFailedError, GptImgTimeoutError
 from airflow_provider_gptimg.links.gptimg import FirstImageLink, first_image_url, known_links, task_links
-from airflow_provider_gptimg.polling import DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT
+from airflow_provider_gptimg.polling import DEFAULT_POLL_INTERVAL, DEFAULT_TIMEOUT, check_timeout
 from airflow_provider_gptimg.verdicts import airflow_verdict, retry_policy_argument, unknown_arguments
 from airflow_provider_gptimg.waiting import TaskWait, WaitMixin, refuse_airflow_ids
 
@@ -81,10 +81,12 @@ class GptImgTaskSensor(WaitMixin, BaseSensorOperator):
         retry_policy: Any = None,
         **kwargs: Any,
     ) -> None:
-        if poll_interval is None and poke_interval is not None:
-            poll_interval = poke_interval
-        if isinstance(poll_interval, timedelta):
-            poll_interval = poll_interval.total_seconds()
+        with airflow_verdict():  # Airflow's own error about NaN or infinity names no argument
+            check_timeout(timeout)
+            if poll_interval is not None:
+                poll_interval = check_timeout(poll_interval, "poll_interval")
+            elif poke_interval is not None:
+                poll_interval = check_timeout(poke_interval, "poke_interval")
         with unknown_arguments(type(self), kwargs):
             super().__init__(
                 poke_interval=DEFAULT_POLL_INTERVAL if poll_interval is None else poll_interval,

@@ -449,6 +449,24 @@ def test_what_a_function_returns_in_the_wrong_place_is_named(emulator: Any, retu
     assert emulator.calls == []
 
 
+@pytest.mark.parametrize(
+    "returned", [["a cat", "a \0 dog"], ["a cat", "a dog KEY"], ["a cat", {"prompt": {1}}]], ids=str
+)
+def test_what_a_function_returns_is_checked_before_it_becomes_an_xcom(
+    emulator: Any, instance: Instance, s3: Any, returned: Any
+) -> None:
+    @task.gptimg_batch(s3_bucket="images", deferrable=True)
+    def pictures() -> Any:
+        return [each.replace("KEY", emulator.api_key) if isinstance(each, str) else each for each in returned]
+
+    with DAG("checked"):
+        operator = pictures().operator
+    with fails(GptImgRequestError, at_once=True):
+        instance.run(operator)
+    assert not instance.xcoms
+    assert not emulator.calls
+
+
 def test_an_empty_list_is_done_at_once(emulator: Any, instance: Instance, s3: Any) -> None:
     assert instance.run(batch([]))["requests"] == 0
     assert not emulator.calls

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from batch_instance import Instance, batch
 
+from airflow_provider_gptimg.airflow_compat import AirflowFailException
 from airflow_provider_gptimg.api.requests import ImageRequest
 from airflow_provider_gptimg.batch.requests import read_requests
 from airflow_provider_gptimg.exceptions import GptImgRequestError
@@ -204,6 +205,35 @@ def test_names_what_is_wrong(requests: Any, text: str, complaint: str) -> None:
     assert complaint in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("requests", "text", "named"),
+    [
+        (["x", "a cat KEY"], "", "requests[1]"),
+        (["x", {"prompt": "y", "n": "KEY"}], "", "requests[1]"),
+        (["x", {"prompt": "y", "extra_body": {"a": [{"KEY": 1}]}}], "", "requests[1]"),
+        (["x", {"prompt": "y", "KEY": 1}], "", "requests[1]"),
+        ("KEY", "", "A text of the request"),
+        ("s3://images/r.csv", "prompt,n\nx,1\ny,KEY", "line 3 of s3://images/r.csv"),
+        ("s3://images/r.csv", "prompt,reference_images\nx,KEY", "line 2 of s3://images/r.csv"),
+        ("s3://images/r.csv", "prompt,KEY\nx,1", "line 1 of s3://images/r.csv"),
+        ("s3://images/r.jsonl", '"x"\n{"prompt": "y", "KEY": 1}', "line 2 of s3://images/r.jsonl"),
+    ],
+    ids=str,
+)
+def test_the_key_in_one_request_keeps_all_from_being_sent(
+    emulator: Any, instance: Instance, s3: Any, requests: Any, text: str, named: str
+) -> None:
+    key = emulator.api_key
+    if text:
+        s3.put_object(Bucket="images", Key=requests.removeprefix("s3://images/"), Body=text.replace("KEY", key))
+    with pytest.raises(AirflowFailException) as caught:
+        instance.run(batch(json.loads(json.dumps(requests).replace("KEY", key))))
+    assert named in str(caught.value)
+    assert "holds the API key of connection 'gptimg_default'" in str(caught.value)
+    assert key not in str(caught.value)
+    assert not emulator.calls
+
+
 @pytest.mark.parametrize(("key", "body"), [("r.csv", CSV.encode("utf-8-sig")), ("r.jsonl", JSON_LINES.encode())])
 def test_a_batch_reads_its_requests_from_s3(emulator: Any, instance: Instance, s3: Any, key: str, body: bytes) -> None:
     s3.put_object(Bucket="images", Key=key, Body=body)
@@ -239,8 +269,6 @@ def test_a_batch_reads_its_requests_from_s3(emulator: Any, instance: Instance, s
 def test_an_object_that_cannot_be_read_is_named(
     emulator: Any, instance: Instance, s3: Any, uri: str, body: bytes | None, complaint: str
 ) -> None:
-    from airflow_provider_gptimg.airflow_compat import AirflowFailException
-
     if body is not None:
         s3.put_object(Bucket="images", Key="r.csv", Body=body)
     with pytest.raises(AirflowFailException, match=re.escape(complaint)):
@@ -251,8 +279,6 @@ def test_an_object_that_cannot_be_read_is_named(
 def test_an_aws_connection_that_does_not_exist_is_named_at_once(
     emulator: Any, instance: Instance, s3: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from airflow_provider_gptimg.airflow_compat import AirflowFailException
-
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

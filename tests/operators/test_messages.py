@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import traceback
 from typing import Any
 
@@ -146,6 +147,36 @@ def test_what_is_not_an_id(emulator, given, told):
         GptImgTaskSensor(task_id="wait", gptimg_task_id=given).execute({})
     assert told in str(caught.value)
     assert not emulator.calls
+
+
+@pytest.mark.parametrize("given", ["KEY x", ["KEY/"], [{"a": "KEY"}], {"task_id": "KEY/"}, {"KEY"}, "['KEY']"], ids=str)
+@pytest.mark.parametrize("operator", [GptImgTaskSensor, GptImgToS3Operator])
+def test_what_holds_the_key_is_not_shown_as_an_id(emulator, s3, operator, given):
+    given = ast.literal_eval(repr(given).replace("KEY", emulator.api_key))
+    arguments = {"s3_bucket": "images"} if operator is GptImgToS3Operator else {}
+    with fails_at_once(GptImgRequestError) as caught:
+        operator(task_id="wait", gptimg_task_id=given, **arguments).execute({})
+    assert "holds the API key of connection 'gptimg_default'" in str(caught.value)
+    assert emulator.api_key not in str(caught.value)
+    assert not emulator.calls
+
+
+@pytest.mark.parametrize("name", ["aspect_ratio", "n", "reference_images", "max_credits", "on_unknown_submission"])
+@pytest.mark.parametrize("operator", [GptImgSubmitOperator, GptImgGenerateOperator])
+def test_what_holds_the_key_is_not_shown_as_an_argument(emulator, operator, name):
+    with fails_at_once(GptImgRequestError) as caught:
+        operator(task_id="submit", prompt="x", **{name: emulator.api_key}).execute({})
+    assert "holds the API key of connection 'gptimg_default'" in str(caught.value)
+    assert emulator.api_key not in str(caught.value)
+    assert not emulator.calls
+
+
+@pytest.mark.parametrize("name", ["timeout", "poll_interval", "poke_interval"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, "5", True])
+def test_a_number_of_seconds_that_a_sensor_cannot_take(name, value):
+    with fails_at_once(GptImgRequestError) as caught:
+        GptImgTaskSensor(task_id="wait", gptimg_task_id="gpt-image-2-a", **{name: value})
+    assert str(caught.value) == f"{name}={value!r} is not a number of seconds of at least 0"
 
 
 def test_an_id_that_the_api_does_not_know_and_that_looks_like_none(emulator):

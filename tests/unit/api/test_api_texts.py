@@ -10,6 +10,18 @@ from airflow_provider_gptimg.api.texts import clean, clean_url, texts_of, unsend
 
 SIGNED = "https://bucket.s3.amazonaws.com/in/cat.png?X-Amz-Credential=AK&X-Amz-Signature=5ec4e7"
 
+QUERIES = (
+    "&X-Amz-Signature=5ec4e7",
+    "=5ec4e7",
+    "[token]=5ec4e7",
+    "/5ec4e7",
+    "ü=5ec4e7",
+    "\u200btoken=5ec4e7",
+    "filename*=UTF-8''cat.png&X-Amz-Signature=5ec4e7",
+    "'5ec4e7",
+)
+"""Such that no form has, and one as JavaScript leaves it."""
+
 
 @pytest.mark.parametrize(
     ("text", "shown"),
@@ -31,9 +43,11 @@ SIGNED = "https://bucket.s3.amazonaws.com/in/cat.png?X-Amz-Credential=AK&X-Amz-S
         ("/in/cat.png?X-Amz-Signature=5ec4e7", "/in/cat.png?…"),
         ("x?u=https%3A%2F%2Fa%3FSignature%3D5ec4e7", "x?…"),
         ("https%3A%2F%2Fa.example%2Fx%3FSignature%3D5ec4e7", "https%3A%2F%2Fa.example%2Fx?…"),
+        *((f"at https://a.example/x?{query} now", "at https://a.example/x?… now") for query in QUERIES),
         ("https://a.example/x#token=5ec4e7", "https://a.example/x"),
         ("https://user:5ec4e7@a.example/x", "https://***@a.example/x"),
         ("Really? Yes.", "Really? Yes."),
+        ("What?! (Really?) So?", "What?! (Really?) So?"),
         ("x" * 400, "x" * 299 + "…"),
     ],
 )

@@ -154,7 +154,11 @@ class TestBaseUrl:
                 "httpss://gptimg.co",
             )
         ),
-        ({"host": "gptimg.co", "schema": "ftp"}, "neither https"),
+        *(
+            ({"host": host, "schema": schema}, f"schema={schema!r} is neither https nor http")
+            for host, schema in (("gptimg.co", "ftp"), ("", "gptimg"), ("gptimg.co", "api/v1"), ("x", "https://y?"))
+        ),
+        ({"schema": "http"}, "host='' with schema='http' is refused"),
         *(
             ({"host": host}, "host")
             for host in (

@@ -24,6 +24,15 @@ OTHER = "https://a.example/x.png"
         {"reference_images": [OTHER, f"https://a.example/?k={KEY}"]},
         {"extra_body": {"style": [{"a": KEY}]}},
         {"extra_body": {KEY: 1}},
+        # What is wrong in another way too, where an error would show the value.
+        {"prompt": [KEY]},
+        {"aspect_ratio": KEY},
+        {"n": KEY},
+        {"reference_images": {KEY}},
+        {"reference_images": [OTHER, KEY]},
+        {"extra_body": [KEY]},
+        {"extra_body": {1: KEY}},
+        {"on_unknown_submission": KEY},
     ],
     ids=str,
 )
@@ -34,13 +43,39 @@ def test_a_request_that_holds_the_key_is_refused(emulator, arguments):
     assert emulator.calls == []
 
 
-@pytest.mark.parametrize(
-    "poll", [lambda hook, key: hook.get_task(key), lambda hook, key: asyncio.run(hook.aget_task(key))]
+POLLS = pytest.mark.parametrize(
+    "poll",
+    [
+        lambda hook, task_id: hook.get_task(task_id),
+        lambda hook, task_id: asyncio.run(hook.aget_task(task_id)),
+        lambda hook, task_id: hook.wait(task_id),
+    ],
+    ids=["get_task", "aget_task", "wait"],
 )
-def test_so_is_a_poll(emulator, poll):
+
+
+@POLLS
+@pytest.mark.parametrize("task_id", [KEY, f"{KEY} x", [f"{KEY}/"], {"task_id": KEY}], ids=str)
+def test_so_is_a_poll(emulator, poll, task_id):
     with pytest.raises(GptImgRequestError, match="'gptimg_default'") as refusal:
-        poll(GptImgHook(), KEY)
+        poll(GptImgHook(), task_id)
     assert KEY not in str(refusal.value)
+    assert emulator.calls == []
+
+
+@POLLS
+@pytest.mark.parametrize("task_id", ["", "a b", "None", None, 7, ["gpt-image-2-a"], {"task_id": "a"}], ids=repr)
+def test_a_poll_takes_one_id(emulator, poll, task_id):
+    with pytest.raises(GptImgRequestError, match="task_id="):
+        poll(GptImgHook(), task_id)
+    assert emulator.calls == []
+
+
+def test_what_is_too_deep_to_be_searched_for_the_key_is_refused_too(emulator):
+    endless: dict[str, Any] = {}
+    endless["a"] = endless
+    with pytest.raises(GptImgRequestError, match="extra_body"):
+        GptImgHook().submit("a cat", extra_body=endless)
     assert emulator.calls == []
 
 
