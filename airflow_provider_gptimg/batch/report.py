@@ -11,8 +11,7 @@ from typing import Any
 from airflow_provider_gptimg.api.tasks import COMPLETED, ImageTask
 from airflow_provider_gptimg.batch.entries import Entry
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgTaskNotFoundError, from_dict
-from airflow_provider_gptimg.journal.entries import Submitted
-from airflow_provider_gptimg.journal.submission import unknown_submission
+from airflow_provider_gptimg.journal.entries import Submitted, unknown_submission
 from airflow_provider_gptimg.mirroring.images import Pixels
 from airflow_provider_gptimg.mirroring.mirror import MirroredObject
 from airflow_provider_gptimg.polling import may_have_ended

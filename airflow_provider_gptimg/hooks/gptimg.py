@@ -149,26 +149,33 @@ class GptImgHook(BaseHook):
         submit: PreparedSubmit,
         max_attempts: int = MAX_ATTEMPTS,
         pause: Callable[[float], None] | None = None,
+        before_connect: Callable[[], None] | None = None,
         before_send: Callable[[], None] | None = None,
     ) -> ImageTask:
         """Send a prepared submit, and return the accepted image task.
 
         :param max_attempts: How often to send it while it certainly is not accepted.
         :param pause: Lets so many seconds pass between two of them; None: sleeps.
-        :param before_send: Called right before each time that it is sent; what it raises is raised.
+        :param before_connect: Called each time before the connection is made; what it raises is raised.
+        :param before_send: Likewise, right before the first byte.
         :raises GptImgError: As :meth:`submit`.
         """
         started = datetime.now(UTC)
 
         def begin() -> None:
             nonlocal started
-            if before_send is not None:
-                before_send()
+            if before_connect is not None:
+                before_connect()
             started = datetime.now(UTC)
 
         try:
             return self._converse(
-                submit.call, secrets=submit.secrets, max_attempts=max_attempts, pause=pause, before_send=begin
+                submit.call,
+                secrets=submit.secrets,
+                max_attempts=max_attempts,
+                pause=pause,
+                before_connect=begin,
+                before_send=before_send,
             )
         except GptImgSubmissionUnknownError as error:
             error.add_hint(
@@ -260,10 +267,11 @@ class GptImgHook(BaseHook):
         secrets: tuple[str, ...] = (),
         max_attempts: int = MAX_ATTEMPTS,
         pause: Callable[[float], None] | None = None,
+        before_connect: Callable[[], None] | None = None,
         before_send: Callable[[], None] | None = None,
     ) -> ImageTask:
         try:
-            return self._drive(call, client, secrets, max_attempts, pause, before_send)
+            return self._drive(call, client, secrets, max_attempts, pause, before_connect, before_send)
         except GptImgError as error:
             # Of a submit only the API's own refusal: behind a gateway's page it may have been accepted.
             rejected = error.http_status in (401, 403) and not call.is_submit
@@ -274,7 +282,7 @@ class GptImgHook(BaseHook):
             if fresh == self.settings:
                 raise
             self.settings = fresh
-            return self._drive(call, client, secrets, max_attempts, pause, before_send)
+            return self._drive(call, client, secrets, max_attempts, pause, before_connect, before_send)
 
     def _drive(
         self,
@@ -283,11 +291,12 @@ class GptImgHook(BaseHook):
         secrets: tuple[str, ...],
         max_attempts: int,
         pause: Callable[[float], None] | None,
+        before_connect: Callable[[], None] | None,
         before_send: Callable[[], None] | None,
     ) -> ImageTask:
         if client is None:
             with sync_client(self.settings) as client:
-                return self._drive(call, client, secrets, max_attempts, pause, before_send)
+                return self._drive(call, client, secrets, max_attempts, pause, before_connect, before_send)
         self.settings.refuse_key(call.task_id, call.body)
         conversation = converse(call, max_attempts=max_attempts)
         outcome: Answer | NoAnswer | None = None
@@ -299,9 +308,9 @@ class GptImgHook(BaseHook):
                     (pause or time.sleep)(step.seconds)
                     outcome = None
                 else:
-                    if before_send is not None:
-                        before_send()
-                    outcome = exchange(client, self.settings, step, secrets)
+                    if before_connect is not None:
+                        before_connect()
+                    outcome = exchange(client, self.settings, step, secrets, before_send)
                 step = conversation.send(outcome)
         except GptImgAuthError as error:
             raise name_connection(error, self.gptimg_conn_id) from None

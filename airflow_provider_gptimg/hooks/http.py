@@ -7,7 +7,7 @@ Redirects are never followed, and the key goes into the Authorization header to 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx
@@ -66,11 +66,16 @@ def sync_client(settings: ConnectionSettings, origin: Origin | None = None) -> h
 
 
 def exchange(
-    client: httpx.Client, settings: ConnectionSettings, call: Call, secrets: tuple[str, ...] = ()
+    client: httpx.Client,
+    settings: ConnectionSettings,
+    call: Call,
+    secrets: tuple[str, ...] = (),
+    before_send: Callable[[], None] | None = None,
 ) -> Answer | NoAnswer:
     """Send `call` and return what came of it.
 
     :param secrets: Texts besides the key that no answer may bring back, e.g. presigned URLs.
+    :param before_send: Called when the connection is made, right before the first byte; what it raises is raised.
     """
     headers = request_headers(settings)
     if call.is_submit:
@@ -78,7 +83,7 @@ def exchange(
         # request cannot be known. So a submit never goes out on a kept connection, and leaves none.
         headers["connection"] = "close"
     response: httpx.Response | None = None
-    with TimeLimit(settings.call_timeout) as limit:
+    with TimeLimit(settings.call_timeout, before_send) as limit:
         try:
             with client.stream(
                 call.method,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -23,13 +24,15 @@ class TimeLimit:
     Use it as a context around the whole call, and pass `extensions={"trace": limit.trace}` to httpx.
 
     :param seconds: From entering the context.
+    :param before_send: Called when the connection is made, right before the first byte; what it raises is raised.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, before_send: Callable[[], None] | None = None) -> None:
         self.is_over: bool = False
         self.only_asked_proxy: bool = False
         """True if only the CONNECT to a proxy went out: then the call itself was not sent."""
         self._seconds = seconds
+        self._before_send = before_send
         self._stream: Any = None
         self._started = 0.0
         self._timer: threading.Timer | None = None
@@ -65,6 +68,8 @@ class TimeLimit:
             self.take(info["return_value"])
         elif event.endswith(".send_request_headers.started"):
             self.only_asked_proxy = info["request"].method == b"CONNECT"
+            if self._before_send is not None and not self.only_asked_proxy:
+                self._before_send()
         elif event.endswith(".receive_response_headers.complete"):
             info["return_value"] = info["return_value"][:2]  # HTTP version and status
         if event.endswith(".failed"):

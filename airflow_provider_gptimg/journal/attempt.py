@@ -8,8 +8,9 @@ attempts one sees the other.
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import count
@@ -35,6 +36,7 @@ _SLOW = 10.0
 _LOOKS = 5
 _SLICE = 0.2
 """Seconds between two checks of a pause whether the task was stopped."""
+_INTENT = re.compile(r"([1-9][0-9]{0,8})\.([1-9][0-9]{0,8})\.intent")
 _ENDED = ("success", "failed", "up_for_retry")
 
 
@@ -112,20 +114,28 @@ class Attempt:
             end = Submitted.read(first.name, {}, {}, entry(f"{first.name}.end"))
             delivered = first.delivered if end.delivered is None else end.delivered
             found.append(replace(first, delivered=delivered, refunded=end.refunded))
-        for attempt in range(1, max([self.number, *map(_attempt_of, names or ())]) + 1):
-            for post in count(1):
-                name = f"{attempt}.{post}"
-                if (intent := entry(f"{name}.intent")) is None:
-                    break
-                outcome = entry(f"{name}.outcome")
-                if outcome is None and attempt < self.number:
-                    outcome = self.store.recover(f"{name}.outcome")
-                submission = Submitted.read(name, intent, outcome)
-                if submission.task_id:
-                    submission = Submitted.read(name, intent, outcome, entry(f"{name}.end"))
-                found.append(submission)
+        for name, intent in self._intents(names):
+            outcome = entry(f"{name}.outcome")
+            submission = Submitted.read(name, intent, outcome)
+            if outcome is None and submission.attempt < self.number:
+                submission = Submitted.read(name, intent, outcome := self.store.recover(f"{name}.outcome"))
+            if submission.task_id:
+                submission = Submitted.read(name, intent, outcome, entry(f"{name}.end"))
+            found.append(submission)
         self.store.check()
         return found
+
+    def _intents(self, names: set[str] | None) -> Iterator[tuple[str, Any]]:
+        """Return each POST's name and intent, in order."""
+        if names is not None:
+            posts = sorted((int(post[1]), int(post[2])) for post in map(_INTENT.fullmatch, names) if post)
+            yield from ((f"{attempt}.{post}", self.store.read(f"{attempt}.{post}.intent")) for attempt, post in posts)
+            return
+        for attempt in range(1, self.number + 1):
+            for post in count(1):
+                if (intent := self.store.read(f"{attempt}.{post}.intent")) is None:
+                    break
+                yield f"{attempt}.{post}", intent
 
     def intend(self, submission: Submitted) -> None:
         """Write down that a submission is about to be sent, and look whether it still may be.
@@ -276,8 +286,3 @@ class Attempt:
 
 def _begun(number: int) -> str:
     return f"{number}.begun"
-
-
-def _attempt_of(name: str) -> int:
-    number = name.partition(".")[0]
-    return int(number) if number.isdecimal() else 0

@@ -13,8 +13,19 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
-__all__ = ["REUSED", "Decision", "Plan", "Submitted", "decide", "read_first_release", "unknown_of"]
+from airflow_provider_gptimg.exceptions import GptImgSubmissionUnknownError
 
+__all__ = [
+    "REUSED",
+    "Decision",
+    "Plan",
+    "Submitted",
+    "decide",
+    "read_first_release",
+    "unknown_of",
+    "unknown_submission",
+    "ways_on",
+]
 
 REUSED = "reused"
 """Entries and facts that note a reuse are named so."""
@@ -56,6 +67,16 @@ class Submitted:
         return int(self.name.partition(".")[0])
 
     @property
+    def post(self) -> int:
+        """Number of the POST within its attempt."""
+        return int(self.name.partition(".")[2])
+
+    @property
+    def sender(self) -> str:
+        """The attempt that sent it, for people."""
+        return f"attempt {self.attempt}" if self.attempt else "an earlier attempt"
+
+    @property
     def is_reused(self) -> bool:
         """True if another task has paid for it."""
         return self.name.partition(".")[2].startswith(REUSED)
@@ -68,6 +89,8 @@ class Submitted:
     @property
     def sent(self) -> str:
         """When it was sent, for people."""
+        if not self.at:
+            return "an unknown time"
         return f"{datetime.fromtimestamp(self.at, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
     def intent(self) -> dict[str, Any]:
@@ -176,3 +199,32 @@ def decide(submissions: Iterable[Submitted], fingerprint: str, max_tries: int, o
     else:
         decision = Decision.SUBMIT_CHANGED
     return Plan(decision, (), unknown, accepted)
+
+
+def unknown_submission(unknown: Sequence[Submitted], way_to_drop: str) -> GptImgSubmissionUnknownError:
+    """Return the error for submissions whose outcome is unknown; it names the first, and how to go on.
+
+    :param way_to_drop: How a person makes the provider forget them.
+    """
+    lost, credits = unknown[0], sum(each.credits for each in unknown)
+    if all(each.fingerprint for each in unknown):
+        what = f"{lost.sender} sent a submit at {lost.sent} and left no outcome: up to {credits} credits"
+    else:
+        what = f"{lost.sender} sent a submit perhaps, and what the journal has of it cannot be read: credits"
+    return GptImgSubmissionUnknownError(
+        f"{what[0].upper()}{what[1:]} may have been charged. Look in the log of {lost.sender} for 'Submitted image "
+        "task': that line names the image task, which is paid for. If that attempt still runs and notes its outcome, "
+        f"clearing the task takes the images up. {ways_on(way_to_drop)}"
+    )
+
+
+def ways_on(way_to_drop: str) -> str:
+    """Return what a person can do about an unknown outcome.
+
+    :param way_to_drop: As of :func:`unknown_submission`.
+    """
+    return (
+        "To go on, look into the vendor's transaction log, and if nothing was charged, or the images may be paid for "
+        "again: either set on_unknown_submission='resubmit' on the task or in the connection's extra and clear the "
+        f"task, or {way_to_drop} and clear the task"
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ PAUSE = 1.0
 """Seconds between two looks at who is buying."""
 _TRIED = 5
 """Image tasks of a request, the latest first, that are looked at."""
+
+_PAID = re.compile(r"paid\.([0-9]{15})\.(.+)")
+_LEASE = re.compile(r"lease\.([0-9]{1,9})")
 
 There = TypeVar("There")
 
@@ -118,7 +122,11 @@ class Reuse:
         if not isinstance(store, S3Store):
             return None
         key = json.dumps([request.fingerprint(""), self.generation, occurrence])
-        return Purchases(store.beside(f"{REQUESTS}/{hashlib.sha256(key.encode()).hexdigest()[:40]}"), self.max_age)
+        return Purchases(store.beside(f"{REQUESTS}/{_hash(key)}"), key, self.max_age)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
 class Lease:
@@ -149,18 +157,21 @@ class Purchases:
     """The purchases that tasks made for one request.
 
     :param store: The request's folder in the index.
+    :param key: Identifies the request. The index does not hold it, so only who knows the request can make an entry.
     :param max_age: Seconds since the submission; None: any age.
     """
 
-    def __init__(self, store: S3Store, max_age: float | None) -> None:
+    def __init__(self, store: S3Store, key: str, max_age: float | None) -> None:
         self._store = store
+        self._key = key
         self._max_age = max_age
         self._waits_since: dict[str, float] = {}
 
     def publish(self, task_id: str, at: float, created_at: str | None, log: Any) -> None:
         """Let others know of an image task that was accepted. It never fails: others would pay themselves."""
         try:
-            self._store.put(f"paid.{at * 1000:015.0f}.{task_id}", {"at": at, "created_at": created_at})
+            name = f"paid.{at * 1000:015.0f}.{task_id}"
+            self._store.put(name, {"at": at, "created_at": created_at, "proof": self._proof(name)})
         except Exception as error:
             log.warning("Image task %s cannot be reused by other tasks: %s", task_id, error)
 
@@ -173,8 +184,7 @@ class Purchases:
         names = self._store.list()
         if (found := self._find_in(names, look)) is not None:
             return found
-        leases = {int(name.split(".")[1]) for name in names if name.startswith("lease.")}
-        last = max(leases, default=0)
+        last = max((int(lease[1]) for lease in map(_LEASE.fullmatch, names) if lease), default=0)
         is_open = bool(last) and f"lease.{last}.over" not in names
         if is_open and not self._is_over(f"lease.{last}"):
             return None
@@ -204,14 +214,14 @@ class Purchases:
         return found
 
     def _find_in(self, names: set[str], look: Callable[[Bought], There | None]) -> Found[There] | None:
-        paid = sorted((name for name in names if name.startswith("paid.")), reverse=True)
-        for name in paid[:_TRIED]:
+        for name in sorted(filter(_PAID.fullmatch, names), reverse=True)[:_TRIED]:
             _, moment, task_id = name.split(".", 2)
             at = int(moment) / 1000
             if self._max_age is not None and time.time() - at > self._max_age:
                 return None
-            entry = self._store.get_signed(name)
-            entry = entry if isinstance(entry, Mapping) else {}
+            entry = self._store.get_signed(name) or {}
+            if entry.get("proof") != self._proof(name):
+                continue
             writer, created_at = entry.get("writer"), entry.get("created_at")
             bought = Bought(
                 task_id,
@@ -223,11 +233,13 @@ class Purchases:
                 return Found(bought, there)
         return None
 
+    def _proof(self, name: str) -> str:
+        return _hash(f"{name} {self._key}")
+
     def _is_over(self, lease: str) -> bool:
         """Return whether a lease is over by its own word, or has been seen for as long as a lease lasts."""
         now = time.time()
         if now - self._waits_since.setdefault(lease, now) >= LEASE:
             return True
-        entry = self._store.get(lease)
-        until = entry.get("until") if isinstance(entry, Mapping) else None
+        until = (self._store.get(lease) or {}).get("until")
         return not isinstance(until, int | float) or now >= until

@@ -11,7 +11,7 @@ from typing import Any
 
 from airflow_provider_gptimg.airflow_compat import conf
 from airflow_provider_gptimg.exceptions import GptImgRequestError
-from airflow_provider_gptimg.journal.store import Store, told
+from airflow_provider_gptimg.journal.store import Store, entry_of, told
 
 __all__ = ["S3Store", "journal_setting", "not_understood", "open_s3_journal"]
 
@@ -64,7 +64,7 @@ class S3Store(Store):
     def get(self, name: str) -> Any:
         """Return an entry; None: there is none."""
         entry = self.get_signed(name)
-        return {key: value for key, value in entry.items() if key != _WRITER} if isinstance(entry, dict) else entry
+        return entry and {key: value for key, value in entry.items() if key != _WRITER}
 
     def get_signed(self, name: str) -> Any:
         """Return an entry with its `writer`, the task instance that wrote it; None: there is none."""
@@ -76,10 +76,7 @@ class S3Store(Store):
                 if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
                     return None
                 raise
-        try:
-            return json.loads(text)
-        except ValueError:
-            return {}  # something was written, and nobody can tell what
+        return entry_of(text)
 
     def get_all(self, names: Iterable[str]) -> dict[str, Any]:
         """Return entries by name as :meth:`get_signed` does, several at a time."""

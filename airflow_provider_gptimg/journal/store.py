@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 
 from airflow_provider_gptimg.exceptions import GptImgError
 
-__all__ = ["MemoryStore", "Store", "told"]
+__all__ = ["MemoryStore", "Store", "entry_of", "told"]
 
 
 class Store(ABC):
@@ -79,6 +80,15 @@ class MemoryStore(Store):
     def delete(self, name: str) -> None:
         """Delete an entry, if it is there."""
         self._entries.pop(name, None)
+
+
+def entry_of(text: str | bytes) -> dict[str, Any]:
+    """Return an entry from its JSON; an empty one if it cannot be read: something was written, nobody can tell what."""
+    try:
+        entry = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return entry if isinstance(entry, dict) else {}
 
 
 @contextmanager

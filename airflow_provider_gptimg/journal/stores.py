@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_gptimg.airflow_compat import STATE_OUTLASTS_CLEARS, has_variables, read_variable
 from airflow_provider_gptimg.exceptions import GptImgError
 from airflow_provider_gptimg.journal.s3_store import S3Store, journal_setting, not_understood, open_s3_journal
-from airflow_provider_gptimg.journal.store import MemoryStore, Store, told
+from airflow_provider_gptimg.journal.store import MemoryStore, Store, entry_of, told
 
 if TYPE_CHECKING:
     from airflow_provider_gptimg.airflow_compat import Context
@@ -123,12 +123,7 @@ class VariableStore(Store):
         """Return an entry; None: there is none."""
         with told("read", self):
             text = read_variable(self._prefix + name)
-        if text is None:
-            return None
-        try:
-            return json.loads(text)
-        except ValueError:
-            return {}  # something was written, and nobody can tell what
+        return None if text is None else entry_of(text)
 
     def put(self, name: str, entry: dict[str, Any]) -> bool:
         """Write an entry once."""

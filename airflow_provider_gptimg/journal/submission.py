@@ -20,7 +20,15 @@ from airflow_provider_gptimg.exceptions import (
     GptImgTimeoutError,
 )
 from airflow_provider_gptimg.journal.attempt import Attempt, NotSentError
-from airflow_provider_gptimg.journal.entries import REUSED, Decision, Plan, Submitted, decide
+from airflow_provider_gptimg.journal.entries import (
+    REUSED,
+    Decision,
+    Plan,
+    Submitted,
+    decide,
+    unknown_submission,
+    ways_on,
+)
 from airflow_provider_gptimg.journal.reuse import Bought, Found, Lease, LeaseOverError, Purchases, Reuse
 from airflow_provider_gptimg.polling import DEFAULT_TIMEOUT, ends_wait, may_have_ended
 from airflow_provider_gptimg.telemetry import count, span
@@ -29,7 +37,7 @@ if TYPE_CHECKING:
     from airflow_provider_gptimg.airflow_compat import Context
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook
 
-__all__ = ["Accepted", "Submission", "still_there", "unknown_submission"]
+__all__ = ["Accepted", "Submission", "still_there"]
 
 
 @dataclass(frozen=True)
@@ -198,7 +206,7 @@ class Submission:
                 self._log.warning(
                     "Another submission, of %s at %s, has no known outcome: up to %d credits may have been charged for "
                     "it as well",
-                    _attempt_named(lost),
+                    lost.sender,
                     lost.sent,
                     lost.credits,
                 )
@@ -229,9 +237,9 @@ class Submission:
         prepared = hook.prepare_submit(request, aws_conn_id)
         attempt = self._attempt
         # The same attempt may have submitted before, where Airflow has begun it twice.
-        posts = sum(each.attempt == attempt.number for each in known)
+        posts = max((each.post for each in known if each.attempt == attempt.number), default=0)
 
-        def before_send() -> None:
+        def before_connect() -> None:
             nonlocal posts
             self._refused("refused")
             if lease is not None:
@@ -253,20 +261,28 @@ class Submission:
                 "image task, which is paid for then"
             )
 
+        def before_send() -> None:
+            assert self._open is not None  # noqa: S101 - its intent is written
+            attempt.look_again(self._open)  # to make the connection may have taken its time
+
         def pause(seconds: float) -> None:
             self._refused("refused, to be sent again after a pause")
             attempt.pause(seconds)
 
         try:
             with span("submit", credits=request.credits):
-                task = hook.submit_prepared(prepared, pause=pause, before_send=before_send)
+                task = hook.submit_prepared(
+                    prepared, pause=pause, before_connect=before_connect, before_send=before_send
+                )
         except NotSentError as error:
             self._log.warning("%s", error)
             raise
         except GptImgSubmissionUnknownError as error:
             count("submissions", outcome="unknown")
-            way_on = _ways_on(attempt.store.way_to_drop)
-            error.add_hint("The next attempt submits again" if on_unknown == "resubmit" else way_on)
+            way_on = (
+                "The next attempt submits again" if on_unknown == "resubmit" else ways_on(attempt.store.way_to_drop)
+            )
+            error.add_hint(way_on)
             raise
         except GptImgError as error:
             count("submissions", outcome="refused")
@@ -314,30 +330,3 @@ def still_there(hook: GptImgHook, bought: Bought) -> ImageTask | None:
 def _publish(purchases: Purchases | None, accepted: Accepted, log: Any) -> None:
     if purchases is not None:
         purchases.publish(accepted.task.task_id, accepted.submitted_at, accepted.task.created_at, log)
-
-
-def unknown_submission(unknown: Sequence[Submitted], way_to_drop: str) -> GptImgSubmissionUnknownError:
-    """Return the error for submissions whose outcome is unknown; it names the first, and how to go on.
-
-    :param way_to_drop: How a person makes the provider forget them.
-    """
-    lost = unknown[0]
-    who, credits = _attempt_named(lost), sum(each.credits for each in unknown)
-    return GptImgSubmissionUnknownError(
-        f"{who[0].upper()}{who[1:]} sent a submit at {lost.sent} and left no outcome: up to {credits} credits may have "
-        f"been charged. Look in the log of {who} for 'Submitted image task': that line names the image task, which is "
-        "paid for. If that attempt still runs and notes its outcome, clearing the task takes the images up. "
-        f"{_ways_on(way_to_drop)}"
-    )
-
-
-def _attempt_named(submission: Submitted) -> str:
-    return f"attempt {submission.attempt}" if submission.attempt else "an earlier attempt"
-
-
-def _ways_on(way_to_drop: str) -> str:
-    return (
-        "To go on, look into the vendor's transaction log, and if nothing was charged, or the images may be paid for "
-        "again: either set on_unknown_submission='resubmit' on the task or in the connection's extra and clear the "
-        f"task, or {way_to_drop} and clear the task"
-    )

@@ -59,6 +59,8 @@ class GptImgSubmitOperator(BaseOperator):
     generation: str | None = None
     _submission: Submission | None = None
     """Of this process, for :meth:`on_kill`."""
+    _is_stopped = False
+    """True if the task was stopped before it had a submission."""
 
     def __init__(
         self,
@@ -100,7 +102,9 @@ class GptImgSubmitOperator(BaseOperator):
     def on_kill(self) -> None:
         """Send nothing more, and log what was sent and what is paid for."""
         standing = "this process has sent nothing. What was sent before is paid for"
-        if self._submission is not None:
+        if self._submission is None:
+            self._is_stopped = True
+        else:
             standing = self._submission.stop()
         self.log.warning("The task is stopped: %s. Clear the Airflow task to take up what is paid for", standing)
 
@@ -127,6 +131,8 @@ class GptImgSubmitOperator(BaseOperator):
             on_unknown = hook.settings.on_unknown(self.on_unknown_submission)
             self._check_wait(hook)
             self._submission = submission = Submission.of(context, self.log)
+        if self._is_stopped:
+            submission.stop()
         with airflow_verdict(on_unknown):
             accepted = submission.obtain(
                 hook, request, on_unknown, self.aws_conn_id, reuse=self.reuse, generation=self.generation
@@ -250,8 +256,9 @@ class GptImgGenerateOperator(GptImgSubmitOperator, WaitMixin):
     ) -> Any:
         from airflow_provider_gptimg.journal.submission import Submission
 
-        self._submission = self._submission or Submission.of(context, self.log)
-        with airflow_verdict(), self._submission.known_task(task_id, is_own=not reused_from):
+        with airflow_verdict():
+            self._submission = own = self._submission or Submission.of(context, self.log)
+        with airflow_verdict(), own.known_task(task_id, is_own=not reused_from):
             wait = self.wait_for(
                 context,
                 task_id,
@@ -267,7 +274,7 @@ class GptImgGenerateOperator(GptImgSubmitOperator, WaitMixin):
                 },
             )
             task = wait.results(images, submits=True)[0]
-        self._submission.deliver(submission, task_id)
+        own.deliver(submission, task_id)
         result = task.as_dict()
         if reused_from:
             result |= {"credits": 0, "reused_from": reused_from}

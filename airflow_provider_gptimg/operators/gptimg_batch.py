@@ -83,6 +83,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         self.reuse = reuse
         self.generation = generation
         self._attempt: Attempt | None = None
+        self._is_stopped = False
         self._batch: Batch | None = None
 
     def execute(self, context: Context) -> Any:
@@ -113,6 +114,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
 
     def on_kill(self) -> None:
         """Send nothing more, and log what is paid for."""
+        self._is_stopped = True
         if self._attempt:
             self._attempt.is_stopped = True
         self.log.warning("This batch sends nothing more. %s", self._batch.told() if self._batch else "")
@@ -128,6 +130,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
 
         with airflow_verdict():
             self._attempt = attempt = Attempt.of(context, self.log)
+            attempt.is_stopped = self._is_stopped
             self._check_arguments()
             reuse = Reuse.check(self.reuse, self.generation, attempt)
             mirroring = Mirroring.assemble(self, context, self.log)

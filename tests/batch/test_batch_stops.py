@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from airflow_names import DAG, task
 from batch_instance import Instance, InTurn, batch, prompts
 
 from airflow_provider_gptimg.airflow_compat import AirflowFailException
@@ -53,6 +54,18 @@ def test_after_a_stop_nothing_is_sent(
     log = "".join(capfd.readouterr()) + caplog.text
     assert "Of 30 requests 0 are paid for (0 credits), 8 are being sent right now" in log
     assert "Submitted image task" in log
+
+
+def test_a_stop_while_the_decorated_function_runs_sends_nothing(emulator: Any, instance: Instance) -> None:
+    def pictures() -> list[str]:
+        operator.on_kill()
+        return prompts(3)
+
+    with DAG("decorated"):
+        operator = task.gptimg_batch(s3_bucket="images")(pictures)().operator
+    with pytest.raises(NotSentError, match="stopped"):
+        operator.execute(instance.context)
+    assert submits(emulator) == 0
 
 
 def test_after_a_click_only_what_is_under_way_is_sent(

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +24,7 @@ from airflow_provider_gptimg.exceptions import (
     GptImgTimeoutError,
 )
 from airflow_provider_gptimg.journal import stores
+from airflow_provider_gptimg.journal.attempt import Attempt, NotSentError
 from airflow_provider_gptimg.operators.gptimg import GptImgGenerateOperator, GptImgSubmitOperator
 
 KINDS = {
@@ -330,6 +333,63 @@ def test_what_cannot_be_read_counts_as_unknown(emulator, paid, garbage):
     with fails_at_once(GptImgSubmissionUnknownError):
         instance.attempt(paid())
     assert emulator.calls == []
+
+
+@pytest.mark.parametrize("garbage", ["", "null", "[" * 200_000], ids=["empty", "null", "deep"])
+def test_an_object_or_variable_that_cannot_be_read_counts_as_unknown(
+    emulator, instance, journal, paid, request, monkeypatch, garbage
+):
+    kind = request.node.callspec.params["journal"]
+    instance.kill(paid())
+    intent = next(key for key in journal() if "1.1.intent" in key)
+    if kind == "S3":
+        request.getfixturevalue("s3").put_object(Bucket="images", Key=intent, Body=garbage)
+    elif kind == "Variables":
+        journal()[intent] = garbage
+    else:
+        pytest.skip("Airflow itself reads what is in its state store")
+    with fails_at_once(GptImgSubmissionUnknownError) as caught:
+        instance.attempt(paid())
+    assert "Attempt 1 sent a submit perhaps" in str(caught.value)
+    assert "1970" not in str(caught.value)
+    assert charges(emulator) == [2]
+
+
+def posts(emulator) -> int:
+    return sum(call.method == "POST" for call in emulator.calls)
+
+
+def test_a_task_that_is_stopped_before_it_has_read_its_journal_sends_nothing(emulator, instance, paid):
+    operator = paid()
+    operator.on_kill()
+    with pytest.raises(NotSentError, match="stopped"):
+        instance.attempt(operator)
+    assert posts(emulator) == 0
+    instance.attempt(paid())
+    assert posts(emulator) == 1
+
+
+@pytest.mark.parametrize("end", ["stopped", "replaced"])
+def test_a_task_that_ends_while_its_connection_is_made_sends_nothing(emulator, instance, paid, monkeypatch, end):
+    """To connect may take as long as a call may."""
+    operator, connect, now = paid(), socket.create_connection, time.time
+
+    def end_now(*given, **more):
+        if end == "stopped":
+            operator.on_kill()
+        else:
+            instance.try_number += 1
+            Attempt.of(instance.context, operator.log).announce()
+            monkeypatch.setattr(time, "time", lambda: now() + 2)
+        return connect(*given, **more)
+
+    instance.try_number = 1
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "create_connection", end_now)
+        with pytest.raises(NotSentError):
+            operator.execute(instance.context)
+    assert posts(emulator) == 0
+    assert [known.refused for known in instance.submissions] == ["not sent"]
 
 
 @pytest.mark.skipif(not HAS_TASK_STATE_STORE, reason="Airflow 3.3 and newer have a task state store")

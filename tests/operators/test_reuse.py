@@ -167,6 +167,19 @@ def test_an_index_that_cannot_be_read_or_written_is_not_nothing(emulator, monkey
     assert charged(emulator) == 4
 
 
+def test_what_others_put_into_the_index_changes_nothing(emulator, s3, keys):
+    other = instance("other").attempt(generate(prompt="a dog", reuse=False))
+    first = instance("first").attempt(generate())
+    (mine,) = (key for key in keys() if "/requests/" in key and first["task_id"] in key)
+    folder, _, name = mine.rpartition("/")
+    forged = f"{name[:5]}{int(name[5:20]) + 1}.{other['task_id']}.json"
+    s3.copy_object(Bucket="images", Key=f"{folder}/{forged}", CopySource={"Bucket": "images", "Key": mine})
+    for stray in ("paid.x.json", "paid.json", "lease.x.json", "lease.json", "README.md"):
+        s3.put_object(Bucket="images", Key=f"{folder}/{stray}", Body="null")
+    assert instance("second").attempt(generate())["task_id"] == first["task_id"]
+    assert charged(emulator) == 8
+
+
 def test_an_image_task_that_cannot_be_published_is_delivered(emulator, monkeypatch, log):
     call = S3Store.put
 

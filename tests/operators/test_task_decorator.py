@@ -8,6 +8,7 @@ from airflow_names import DAG, task
 from attempts import fails_at_once, may_be_retried
 
 from airflow_provider_gptimg.exceptions import GptImgRequestError, GptImgTimeoutError
+from airflow_provider_gptimg.journal.attempt import NotSentError
 
 
 def painter(function, **arguments):
@@ -50,6 +51,17 @@ def test_what_it_returns_is_submitted(emulator, instance, deferrable, returned, 
     assert emulator.tasks[0].request == request_body
     assert result["task_id"] == emulator.tasks[0].task_id
     assert instance.xcoms["credits"] == 2 * request_body["n"]
+
+
+def test_a_stop_while_the_function_runs_sends_nothing(emulator, instance):
+    def paint():
+        operator.on_kill()
+        return "a cat"
+
+    operator = painter(paint)
+    with pytest.raises(NotSentError, match="stopped"):
+        operator.execute(instance.context)
+    assert emulator.calls == []
 
 
 def test_arguments_beside_it_are_rendered(emulator, instance):

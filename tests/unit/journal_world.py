@@ -221,8 +221,14 @@ class World:
         return Submission(Attempt(store, actor.number, actor.max_tries, QUIET, ti=actor), QUIET)
 
     def hook(self, actor: Actor) -> Any:
-        def submit_prepared(request: Any, pause: Callable[[float], None], before_send: Callable[[], None]) -> ImageTask:
+        def submit_prepared(
+            request: Any,
+            pause: Callable[[float], None],
+            before_connect: Callable[[], None],
+            before_send: Callable[[], None],
+        ) -> ImageTask:
             while True:
+                before_connect()
                 before_send()
                 answer = actor.do("post")
                 if answer == "refused":

@@ -306,6 +306,17 @@ class TestAttempts:
             ("set", "gptimg:1.1.outcome"),
         ]
 
+    def test_a_list_shows_what_is_there_even_where_something_before_it_is_gone(self, s3, monkeypatch):
+        """As a rule of the bucket may delete the older of two objects, or a person one of them."""
+        use_s3(monkeypatch, s3)
+        context = lambda number=1: {"ti": task_instance(number)}  # noqa: E731
+        first = self.attempt(context)
+        for name in ("1.1", "1.2"):
+            first.intend(replace(SENT, name=name))
+        first.store.delete("1.1.intent")
+        first.store.put("999999999.1.strange", {})
+        assert [known.name for known in self.attempt(context, 2).begin()] == ["1.2"]
+
     def test_a_later_one_stops_an_earlier_one(self, context):
         first, third = self.attempt(context), self.attempt(context, 3)
         third.announce()
@@ -417,12 +428,12 @@ class TestSubmission:
         stood = []
         send = hook.submit_prepared
 
-        def watch(submit, pause, before_send):
+        def watch(submit, before_connect, **more):
             def and_look():
-                before_send()
+                before_connect()
                 stood.extend(Attempt.of(context(), LOG).read())
 
-            return send(submit, pause=pause, before_send=and_look)
+            return send(submit, before_connect=and_look, **more)
 
         monkeypatch.setattr(hook, "submit_prepared", watch)
         before = time.time()

@@ -164,7 +164,8 @@ class World:
             actor.state = "failed" if final else "up_for_retry"
 
     def hook(self) -> Any:
-        def submit_prepared(request: Any, pause: Any, before_send: Any) -> ImageTask:
+        def submit_prepared(request: Any, pause: Any, before_connect: Any, before_send: Any) -> ImageTask:
+            before_connect()
             before_send()
             return ImageTask(self.do("post"), COMPLETED, images=(Image("https://a.example/1"),))
 
