@@ -81,6 +81,8 @@ def decode(call: Call, answer: Answer) -> ImageTask:
                 raise _unknown(
                     f"it was answered with HTTP {answer.status}, but {error.message}", answer, error.code
                 ) from error
+            error.message = f"The answer to the poll is not understood: {error.message}"
+            error.http_status, error.request_id = answer.status, _request_id(answer)
             raise
     raise _read_error(call, answer)
 
@@ -259,8 +261,6 @@ def _read_task(call: Call, answer: Answer) -> ImageTask:
             if envelope
             else answer.flaw or "the body is not the API's JSON envelope with an image task",
             code=envelope.code if envelope else None,
-            http_status=answer.status,
-            request_id=_request_id(answer),
         )
     found = data.get("task_id") or (None if call.is_submit else call.task_id)
     status = data.get("status")
@@ -270,16 +270,14 @@ def _read_task(call: Call, answer: Answer) -> ImageTask:
     try:
         task_id = check_task_id(found)
     except GptImgRequestError:
-        raise GptImgProtocolError("the image task in it has no usable task_id", http_status=answer.status) from None
+        raise GptImgProtocolError("the image task in it has no usable task_id") from None
     if call.task_id is not None and call.task_id not in (task_id, data.get("id")):
-        raise GptImgProtocolError(
-            f"it speaks of image task {task_id}, not of {call.task_id}", http_status=answer.status
-        )
+        raise GptImgProtocolError(f"it speaks of image task {task_id}, not of {call.task_id}")
     if not isinstance(status, str) or not status:
-        raise GptImgProtocolError(f"image task {task_id} has no status", http_status=answer.status)
+        raise GptImgProtocolError(f"image task {task_id} has no status")
     images = _read_images(data, may_be_wrong=call.is_submit)
     if status == COMPLETED and not images and not call.is_submit:
-        raise GptImgProtocolError(f"image task {task_id} is completed without images", http_status=answer.status)
+        raise GptImgProtocolError(f"image task {task_id} is completed without images")
     error, error_code = _read_failure(data) if status == FAILED else (None, None)
     created_at = _text(data, "created_at")
     return ImageTask(

@@ -278,7 +278,11 @@ class GptImgHook(BaseHook):
             if not (rejected or isinstance(error, GptImgAuthError)):
                 raise
             # The key may have been rotated since the connection was read.
-            fresh = ConnectionSettings.load(self.gptimg_conn_id, self.get_connection)
+            try:
+                fresh = ConnectionSettings.load(self.gptimg_conn_id, self.get_connection)
+            except Exception as failure:  # which must not end a wait that a gateway's page does not end
+                self.log.warning("Connection %r cannot be read again: %s", self.gptimg_conn_id, type(failure).__name__)
+                raise error from None
             if fresh == self.settings:
                 raise
             self.settings = fresh

@@ -97,15 +97,15 @@ class SharedClient:
         except GptImgError as error:
             if error.http_status not in (401, 403):
                 raise
-            fresh = await self.settings(stale=settings)
+            fresh = await self._read_again(stale=settings)
             if fresh == settings:
                 raise
         return await self._drive(fresh, task_id, max_attempts)
 
-    async def _read_again(self) -> ConnectionSettings:
+    async def _read_again(self, stale: ConnectionSettings | None = None) -> ConnectionSettings:
         """Return the settings, read again; if that fails while waits are under way, those from before."""
         try:
-            return await self.settings()
+            return await self.settings(stale)
         except Exception as error:
             if self._settings is None:
                 raise

@@ -24,6 +24,8 @@ from airflow_provider_gptimg.exceptions import (
     GptImgTaskNotFoundError,
     GptImgTimeoutError,
 )
+from airflow_provider_gptimg.hooks.connection import ConnectionSettings
+from airflow_provider_gptimg.hooks.gptimg import GptImgHook
 from airflow_provider_gptimg.hooks.poller import Poller
 from airflow_provider_gptimg.operators.gptimg import GptImgGenerateOperator
 from airflow_provider_gptimg.sensors.gptimg import GptImgTaskSensor
@@ -72,6 +74,23 @@ class TestOnlyTheApisOwnWord:
     def test_ends_a_wait(self, emulator, instance, waiting, deferrable, fault, options):
         emulator.fault("poll", fault, times=3, **options)
         assert instance.attempt(waiting(deferrable=deferrable))
+
+    def test_nor_does_a_connection_that_cannot_be_read_again(self, emulator, instance, waiting, monkeypatch):
+        """As after each 401 and 403, since the key may have been rotated: what fails a page may fail Vault too."""
+        emulator.fault("poll", "html", times=2, status=403)
+        load, reads = ConnectionSettings.load, []
+
+        def read_once(*arguments):
+            reads.append(arguments)
+            if len(reads) > 1:
+                raise GptImgRequestError("There is no connection 'gptimg_default'")
+            return load(*arguments)
+
+        monkeypatch.setattr(ConnectionSettings, "load", read_once)
+        hook = GptImgHook()
+        monkeypatch.setattr("airflow_provider_gptimg.hooks.gptimg.GptImgHook", lambda conn_id: hook)
+        assert instance.attempt(waiting(deferrable=False))
+        assert len(reads) == 3
 
     def test_a_page_that_stays_is_named_by_the_time_out(self, emulator, instance, waiting, deferrable):
         emulator.fault("poll", "html", times=None, status=403)

@@ -165,6 +165,16 @@ class TestNotUnderstood:
         error = came_to(POLL, answer(status, payload))
         assert type(error) is GptImgProtocolError
         assert error.http_status == status
+        assert error.message.startswith("The answer to the poll is not understood: ")
+
+    def test_it_names_the_request(self):
+        images = [{"url": f"https://file.gptimg.co/{number}.png"} for number in range(5)]
+        data = {"task_id": TASK_ID, "status": "completed", "images": images}
+        error = came_to(POLL, answer(payload={"success": True, "data": data, "request_id": "req-1"}))
+        assert str(error) == (
+            "The answer to the poll is not understood: it lists 5 images, and a task has at most 4 "
+            "(HTTP 200, request_id=req-1)"
+        )
 
     @pytest.mark.parametrize("status", [200, 201, 202, 204])
     @pytest.mark.parametrize("payload", PAYLOADS, ids=lambda payload: json.dumps(payload)[:40])

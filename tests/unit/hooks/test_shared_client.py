@@ -19,7 +19,13 @@ import pytest
 import trustme
 from raw_server import raw_server
 
-from airflow_provider_gptimg.exceptions import GptImgAuthError, GptImgError, GptImgRequestError, GptImgServerError
+from airflow_provider_gptimg.exceptions import (
+    GptImgAuthError,
+    GptImgError,
+    GptImgProtocolError,
+    GptImgRequestError,
+    GptImgServerError,
+)
 from airflow_provider_gptimg.hooks import network, shared_client as module
 from airflow_provider_gptimg.hooks.connection import DEFAULT_MAX_CONNECTIONS
 from airflow_provider_gptimg.hooks.gptimg import GptImgHook
@@ -194,6 +200,18 @@ async def test_a_key_that_stays_rejected_is_an_error(emulator, reads, clock, con
             await client.get_task("gpt-image-2-x")
     assert "no-such-key-anywhere" not in str(error.value)
     assert (len(emulator.calls), len(reads)) == (1, 2)
+
+
+@pytest.mark.parametrize(("fault", "error"), [("html", GptImgProtocolError), (403, GptImgAuthError)])
+async def test_a_connection_that_is_away_leaves_the_error_as_it_is(emulator, clock, monkeypatch, fault, error):
+    """A wait outlives a gateway's page; that of a missing connection would end it."""
+    async with shared_client("gptimg_default") as client:
+        await client.settings()
+        clock.now += 5
+        monkeypatch.delenv("AIRFLOW_CONN_GPTIMG_DEFAULT")
+        emulator.fault("poll", fault, **({"status": 403} if fault == "html" else {}))
+        with pytest.raises(error):
+            await client.get_task("gpt-image-2-x", max_attempts=1)
 
 
 async def test_a_wrong_connection_is_the_same_error_for_each_wait(emulator, connect):
