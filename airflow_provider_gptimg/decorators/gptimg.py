@@ -3,17 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow_provider_gptimg.airflow_compat import (
-    DecoratedOperator,
-    TaskDecorator,
-    context_merge,
-    determine_kwargs,
-    task_decorator_factory,
-)
-from airflow_provider_gptimg.decorators.functions import check_function, refuse_none, refuse_operator_arguments
+from airflow_provider_gptimg.airflow_compat import TaskDecorator, task_decorator_factory
+from airflow_provider_gptimg.decorators.functions import FunctionOperator, refuse_none, refuse_operator_arguments
 from airflow_provider_gptimg.exceptions import GptImgRequestError
 from airflow_provider_gptimg.operators.gptimg import GptImgGenerateOperator
 from airflow_provider_gptimg.verdicts import airflow_verdict
@@ -24,47 +18,30 @@ if TYPE_CHECKING:
 __all__ = ["gptimg_task"]
 
 
-class _GptImgDecoratedOperator(DecoratedOperator, GptImgGenerateOperator):
+class _GptImgDecoratedOperator(FunctionOperator, GptImgGenerateOperator):
     """Generate images of what a function returns, and return the finished task (dict)."""
 
     # Without the prompt: what the function returns may hold foreign text, which must not be rendered.
     template_fields: Sequence[str] = (
-        *DecoratedOperator.template_fields,
+        *FunctionOperator.template_fields,
         *(name for name in GptImgGenerateOperator.template_fields if name != "prompt"),
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {
-        **DecoratedOperator.template_fields_renderers,
+        **FunctionOperator.template_fields_renderers,
         **GptImgGenerateOperator.template_fields_renderers,
     }
     custom_operator_name = "@task.gptimg"
 
-    def __init__(
-        self,
-        *,
-        python_callable: Callable[..., Any],
-        op_args: Collection[Any] | None = None,
-        op_kwargs: Mapping[str, Any] | None = None,
-        retry_policy: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            python_callable=check_function(python_callable, self.custom_operator_name),
-            op_args=op_args,
-            op_kwargs=op_kwargs,
-            retry_policy=retry_policy,
-            prompt="",  # the function says it
-            **kwargs,
-        )
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(prompt="", **kwargs)  # the function says it
 
     def execute(self, context: Context) -> Any:
         """Call the function, submit what it returns, and return the finished task.
 
         :raises GptImgError: As :meth:`GptImgGenerateOperator.execute`.
         """
-        context_merge(context, self.op_kwargs)
-        kwargs = determine_kwargs(self.python_callable, self.op_args, context)
         with airflow_verdict():
-            self._take(self.python_callable(*self.op_args, **kwargs))
+            self._take(self.call_function(context))
         # Past DecoratedOperator, which would split the result by `multiple_outputs`, and fails at that on Airflow 3.0.
         return GptImgGenerateOperator.execute(self, context)
 

@@ -3,17 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_gptimg.airflow_compat import (
-    DecoratedOperator,
-    TaskDecorator,
-    context_merge,
-    determine_kwargs,
-    task_decorator_factory,
-)
-from airflow_provider_gptimg.decorators.functions import check_function, refuse_none, refuse_operator_arguments
+from airflow_provider_gptimg.airflow_compat import TaskDecorator, task_decorator_factory
+from airflow_provider_gptimg.decorators.functions import FunctionOperator, refuse_none, refuse_operator_arguments
 from airflow_provider_gptimg.operators.gptimg_batch import GptImgBatchToS3Operator
 from airflow_provider_gptimg.verdicts import airflow_verdict
 
@@ -25,42 +19,25 @@ __all__ = ["gptimg_batch_task"]
 _REQUESTS_KEY = "requests"
 
 
-class _GptImgBatchDecoratedOperator(DecoratedOperator, GptImgBatchToS3Operator):
+class _GptImgBatchDecoratedOperator(FunctionOperator, GptImgBatchToS3Operator):
     """Mirror the images of the requests that a function returns, and return a summary (dict)."""
 
     # Without the requests: what the function returns may hold foreign text, which must not be rendered.
     template_fields: Sequence[str] = (
-        *DecoratedOperator.template_fields,
+        *FunctionOperator.template_fields,
         *(name for name in GptImgBatchToS3Operator.template_fields if name != "requests"),
     )
     custom_operator_name = "@task.gptimg_batch"
 
-    def __init__(
-        self,
-        *,
-        python_callable: Callable[..., Any],
-        op_args: Collection[Any] | None = None,
-        op_kwargs: Mapping[str, Any] | None = None,
-        retry_policy: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            python_callable=check_function(python_callable, self.custom_operator_name),
-            op_args=op_args,
-            op_kwargs=op_kwargs,
-            retry_policy=retry_policy,
-            requests=(),  # the function says them
-            **kwargs,
-        )
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(requests=(), **kwargs)  # the function says them
 
     def execute(self, context: Context) -> Any:
         """Call the function, submit what it returns, and return the summary.
 
         :raises GptImgError: As :meth:`GptImgBatchToS3Operator.execute`.
         """
-        context_merge(context, self.op_kwargs)
-        kwargs = determine_kwargs(self.python_callable, self.op_args, context)
-        returned = self.python_callable(*self.op_args, **kwargs)
+        returned = self.call_function(context)
         lazy = isinstance(returned, Iterable) and not isinstance(returned, (str, Mapping))
         self.requests = list(returned) if lazy else returned
         with airflow_verdict():

@@ -16,8 +16,6 @@ from airflow_provider_gptimg.gallery.roles import Role
 
 __all__ = ["Picture", "Record", "Submission", "image_ids", "mirrored_picture"]
 
-# A rendered XCom may be text that describes it.
-
 
 @dataclass(frozen=True)
 class Picture:
