@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
@@ -99,11 +100,18 @@ def test_nothing_but_decorators_imports_operators():
     assert offenders(others, lambda name: not is_below(name, layer("operators"))) == {}
 
 
-def test_hooks_and_triggers_import_nothing_above_them():
-    above = [layer(name) for name in ("operators", "sensors", "transfers", "decorators")]
-    assert offenders(in_layers("triggers"), lambda name: not is_below(name, *above)) == {}
-    above.append(layer("triggers"))
-    assert offenders(in_layers("hooks"), lambda name: not is_below(name, *above)) == {}
+def test_imports_point_downwards_in_the_layout():
+    """As CONTRIBUTING.md draws it."""
+    layout = (ROOT.parent / "CONTRIBUTING.md").read_text().split("```")[1]
+    library, tools = (re.findall(r"^\S.*?(?=  )", part, re.MULTILINE) for part in layout.split("\n\n"))
+    above = [layer(name) for row in tools for name in names_in(row)]
+    for row in library:
+        assert offenders(in_layers(*names_in(row)), lambda name, above=tuple(above): not is_below(name, *above)) == {}
+        above += map(layer, names_in(row))
+
+
+def names_in(row: str) -> list[str]:
+    return re.findall(r"(\w+)(?:/|\.py)", row)
 
 
 @pytest.mark.parametrize("tool", ["emulator", "sandbox", "gallery", "cost"])

@@ -47,7 +47,8 @@ def test_the_layout_names_each_part_of_the_package_once():
     named = re.findall(r"\w+(?:/|\.py)", layout)
     assert all((PACKAGE / name).exists() for name in named)
     assert len(named) == len(set(named))
-    assert {f"{path.name}/" for path in PACKAGE.iterdir() if (path / "__init__.py").exists()} - {"links/"} <= set(named)
+    packages = {f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")}
+    assert packages | {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py"} == set(named)
 
 
 def test_commands_in_contributing_exist():
