@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import atexit
+import fcntl
 import functools
+import gc
 import ipaddress
 import json
 import os
@@ -51,23 +53,30 @@ BUCKET = "images"
 
 # The longest first: begun last, they would keep one core waiting for the other.
 LONG_FILES = [
-    "test_paid_once.py",
     "test_batch_operator.py",
     "test_dag_runs.py",
-    "test_batch_ledger.py",
-    "test_to_s3.py",
-    "test_docs_blocks.py",
-    "test_compat.py",
-    "test_compat_kills.py",
-    "test_batch_dags.py",
-    "test_lineage.py",
-    "test_frozen.py",
-    "test_batch_kills.py",
+    "test_paid_once.py",
+    "test_hook_calls.py",
+    "test_fixtures.py",
     "test_waiting.py",
-    "test_journal.py",
+    "test_gallery_limits.py",
     "test_any_store.py",
+    "test_batch_ledger.py",
     "test_to_s3_images.py",
+    "test_spending_chaos.py",
+    "test_to_s3.py",
+    "test_batch_bucket.py",
     "test_journal_interleavings.py",
+    "test_batch_reuse.py",
+    "test_compat.py",
+    "test_batch_kills.py",
+    "test_reuse.py",
+    "test_docs_blocks.py",
+    "test_task_trigger.py",
+    "test_batch_changes.py",
+    "test_error_verdicts.py",
+    "test_lineage.py",
+    "test_both_clients.py",
 ]
 
 
@@ -104,6 +113,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="Airflow 3.3 and newer have a task state store"))
     places = {name: place for place, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish() -> None:
+    """Let the process end at once, rather than search all that it has loaded for garbage, which takes seconds."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -236,11 +251,22 @@ def _s3_server() -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture
-def s3(_s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A boto3 client of an S3 that holds one empty bucket, `images`, behind the connection `aws_default`."""
+@pytest.fixture(scope="session")
+def _s3_client(_s3_server: str, _service_models_are_read_once: None) -> Any:
     import boto3
 
+    return boto3.client(
+        "s3",
+        endpoint_url=_s3_server,
+        region_name="us-east-1",
+        aws_access_key_id="testing",
+        aws_secret_access_key="testing",
+    )
+
+
+@pytest.fixture
+def s3(_s3_server: str, _s3_client: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A boto3 client of an S3 that holds one empty bucket, `images`, behind the connection `aws_default`."""
     # Not httpx, which reads all certificates first.
     with urlopen(Request(f"{_s3_server}/moto-api/reset", method="POST")):
         pass
@@ -251,23 +277,24 @@ def s3(_s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Any:
         "extra": {"endpoint_url": _s3_server, "region_name": "us-east-1"},
     }
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(fields))
-    client = boto3.client(
-        "s3",
-        endpoint_url=_s3_server,
-        region_name="us-east-1",
-        aws_access_key_id="testing",
-        aws_secret_access_key="testing",
-    )
-    client.create_bucket(Bucket=BUCKET)
-    return client
+    _s3_client.create_bucket(Bucket=BUCKET)
+    return _s3_client
 
 
 @pytest.fixture(scope="session")
-def airflow_db() -> str:
+def airflow_db(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Airflow's database, made once for the tests that run whole DAGs; returns the Airflow home."""
-    subprocess.run(
-        [sys.executable, "-m", "airflow", "db", "migrate"], check=True, capture_output=True, env=dict(os.environ)
-    )
+    migrate = [sys.executable, "-m", "airflow", "db", "migrate"]
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        subprocess.run(migrate, check=True, capture_output=True)
+        return _HOME
+    own, first = Path(_HOME) / "airflow.db", tmp_path_factory.getbasetemp().parent / "airflow.db"
+    with first.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not first.exists():
+            subprocess.run(migrate, check=True, capture_output=True)
+            shutil.copy(own, first)
+    shutil.copy(first, own)
     return _HOME
 
 

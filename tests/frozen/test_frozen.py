@@ -31,8 +31,9 @@ def release(request) -> Any:
 
 
 @pytest.fixture
-def thaw(release, emulator):
+def thaw(release, emulator, connect):
     """Return a function that gives a task's frozen state, as if it had been left a minute ago."""
+    connect(emulator, poll_interval=0.1)  # a trigger that is late spreads its first polls over it
     given = [emulator.add_task(prompt) for prompt in ("A lighthouse", "A pier")]
 
     def moved(value: Any) -> Any:

@@ -46,8 +46,13 @@ def test_another_body_is_refused(s3, body, why):
 
 def test_a_bucket_whose_owner_wants_the_reader_to_pay_is_read(s3):
     sent: list[dict[str, Any]] = []
-    s3.meta.events.register("provide-client-params.s3.GetObject", lambda params, **_: sent.append(params))
+
+    def note(params: dict[str, Any], **_: Any) -> None:
+        sent.append(params)
+
+    s3.meta.events.register("provide-client-params.s3.GetObject", note)
     read(s3, b"x", RequestPayer="requester", ExpectedBucketOwner="123456789012", StorageClass="STANDARD_IA")
+    s3.meta.events.unregister("provide-client-params.s3.GetObject", note)
     (params,) = sent
     assert (params["RequestPayer"], params["ExpectedBucketOwner"]) == ("requester", "123456789012")
     assert "StorageClass" not in params

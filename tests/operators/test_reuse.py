@@ -143,7 +143,7 @@ def test_a_generation_that_failed_is_not_reused(emulator):
     assert instance("second").attempt(generate())["credits"] == 4
 
 
-def test_an_api_that_does_not_say_is_not_nothing(emulator):
+def test_an_api_that_does_not_say_is_not_nothing(emulator, hasty):
     instance("first").attempt(generate())
     emulator.fault("poll", 503, times=None)
     with pytest.raises(GptImgError, match="503"):
