@@ -23,6 +23,8 @@ class FunctionOperator(DecoratedOperator):
     :raises GptImgRequestError: `python_callable` is an `async def`, whose call would return nothing to submit.
     """
 
+    custom_operator_name: str
+
     def __init__(
         self,
         *,
