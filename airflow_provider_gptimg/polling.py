@@ -248,6 +248,8 @@ class Wait:
                     failures += 1
                     self._failures[task_id] = failures
                 pause = self.schedule.next_try_in(failures, getattr(outcome, "retry_after", None), self.uniform)
+                if isinstance(outcome, GptImgTaskNotFoundError):
+                    pause = min(pause, UNSEEN_FOR)  # whatever the interval: a worker may be held until this is certain
                 self.add([task_id], now + pause)
                 return
         elif not outcome.is_final:

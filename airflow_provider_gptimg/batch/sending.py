@@ -54,7 +54,7 @@ class Sender:
         outcomes: dict[Entry, Outcome] = {}
         for entry in entries:
             try:
-                prepared[entry] = self._hook.prepare_submit(entry.request, self._aws_conn_id)
+                prepared[entry] = self._hook._prepare_submit(entry.request, self._aws_conn_id)
             except GptImgError as error:
                 outcomes[entry] = error
         sent: set[Entry] = set()
@@ -66,7 +66,7 @@ class Sender:
                 sent.add(entry)
 
             try:
-                outcomes[entry] = self._hook.submit_prepared(prepared[entry], max_attempts=1, before_send=before_send)
+                outcomes[entry] = self._hook._submit_prepared(prepared[entry], max_attempts=1, before_send=before_send)
             except GptImgError as error:
                 outcomes[entry] = error
 

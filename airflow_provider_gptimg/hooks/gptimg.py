@@ -120,9 +120,9 @@ class GptImgHook(BaseHook):
         request = ImageRequest.check(
             prompt, aspect_ratio=aspect_ratio, n=n, reference_images=reference_images, extra_body=extra_body
         )
-        return self.submit_prepared(self.prepare_submit(request, aws_conn_id))
+        return self._submit_prepared(self._prepare_submit(request, aws_conn_id))
 
-    def prepare_submit(self, request: ImageRequest, aws_conn_id: str | None) -> PreparedSubmit:
+    def _prepare_submit(self, request: ImageRequest, aws_conn_id: str | None) -> PreparedSubmit:
         """Prepare the submit of `request`; refuse here all that can be refused without the API.
 
         :param aws_conn_id: AWS connection that presigns `s3://` references.
@@ -144,7 +144,7 @@ class GptImgHook(BaseHook):
             secrets=tuple(set(presigned.reference_images) - set(request.reference_images)),
         )
 
-    def submit_prepared(
+    def _submit_prepared(
         self,
         submit: PreparedSubmit,
         max_attempts: int = MAX_ATTEMPTS,

@@ -234,7 +234,7 @@ class Submission:
         aws_conn_id: str | None,
         lease: Lease | None = None,
     ) -> Accepted:
-        prepared = hook.prepare_submit(request, aws_conn_id)
+        prepared = hook._prepare_submit(request, aws_conn_id)
         attempt = self._attempt
         # The same attempt may have submitted before, where Airflow has begun it twice.
         posts = max((each.post for each in known if each.attempt == attempt.number), default=0)
@@ -271,7 +271,7 @@ class Submission:
 
         try:
             with span("submit", credits=request.credits):
-                task = hook.submit_prepared(
+                task = hook._submit_prepared(
                     prepared, pause=pause, before_connect=before_connect, before_send=before_send
                 )
         except NotSentError as error:

@@ -150,10 +150,10 @@ class Worker:
 
     # The hook.
 
-    def prepare_submit(self, request: ImageRequest, aws_conn_id: None) -> ImageRequest:
+    def _prepare_submit(self, request: ImageRequest, aws_conn_id: None) -> ImageRequest:
         return request
 
-    def submit_prepared(
+    def _submit_prepared(
         self, request: ImageRequest, *, max_attempts: int, before_send: Callable[[], None]
     ) -> ImageTask:
         self._pause()

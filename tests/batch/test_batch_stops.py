@@ -28,7 +28,7 @@ def submits(emulator: Any) -> int:
 
 def at_the_third_submit(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> None:
     """Do something while the third submit is under way; they are sent one after the other."""
-    send, sent = GptImgHook.submit_prepared, []
+    send, sent = GptImgHook._submit_prepared, []
 
     def submit(self: GptImgHook, *arguments: Any, **options: Any) -> Any:
         sent.append(arguments)
@@ -36,7 +36,7 @@ def at_the_third_submit(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object
             do()
         return send(self, *arguments, **options)
 
-    monkeypatch.setattr(GptImgHook, "submit_prepared", submit)
+    monkeypatch.setattr(GptImgHook, "_submit_prepared", submit)
     monkeypatch.setattr("airflow_provider_gptimg.batch.sending.ThreadPoolExecutor", InTurn)
 
 

@@ -289,10 +289,10 @@ def test_whoever_died_with_a_lease_is_waited_for_until_it_is_over(emulator, monk
 
 def test_who_is_late_with_a_lease_looks_again(emulator, monkeypatch, s3, keys):
     """A process that was frozen before its POST reuses what another one has bought meanwhile."""
-    prepare = "airflow_provider_gptimg.hooks.gptimg.GptImgHook.prepare_submit"
+    prepare = "airflow_provider_gptimg.hooks.gptimg.GptImgHook._prepare_submit"
     from airflow_provider_gptimg.hooks.gptimg import GptImgHook
 
-    prepared = GptImgHook.prepare_submit
+    prepared = GptImgHook._prepare_submit
 
     def frozen(self: Any, *given: Any) -> Any:
         monkeypatch.setattr(prepare, prepared)

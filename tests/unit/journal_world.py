@@ -221,7 +221,7 @@ class World:
         return Submission(Attempt(store, actor.number, actor.max_tries, QUIET, ti=actor), QUIET)
 
     def hook(self, actor: Actor) -> Any:
-        def submit_prepared(
+        def _submit_prepared(
             request: Any,
             pause: Callable[[float], None],
             before_connect: Callable[[], None],
@@ -244,8 +244,8 @@ class World:
 
         return SimpleNamespace(
             gptimg_conn_id="gptimg_default",
-            prepare_submit=lambda request, aws_conn_id: request,
-            submit_prepared=submit_prepared,
+            _prepare_submit=lambda request, aws_conn_id: request,
+            _submit_prepared=_submit_prepared,
             get_task=get_task,
         )
 

@@ -426,7 +426,7 @@ class TestSubmission:
 
     def test_the_intent_stands_before_the_post_goes_out_and_the_outcome_after_it(self, context, hook, monkeypatch):
         stood = []
-        send = hook.submit_prepared
+        send = hook._submit_prepared
 
         def watch(submit, before_connect, **more):
             def and_look():
@@ -435,7 +435,7 @@ class TestSubmission:
 
             return send(submit, before_connect=and_look, **more)
 
-        monkeypatch.setattr(hook, "submit_prepared", watch)
+        monkeypatch.setattr(hook, "_submit_prepared", watch)
         before = time.time()
         accepted = self.obtain(context, hook)
         [known] = Attempt.of(context(), LOG).read()

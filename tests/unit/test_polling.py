@@ -242,6 +242,14 @@ class TestWait:
         assert now - first >= final_after
         assert wait.outcome("t") is lost
 
+    def test_a_long_interval_does_not_hold_up_that_a_task_is_lost(self):
+        wait = Wait(Schedule(poll_interval=3600))
+        wait.add(["t"], START)
+        wait.record(self.asked(wait, START), GptImgTaskNotFoundError("unknown"), START)
+        assert wait.next_at == START + 15
+        wait.record(self.asked(wait, START + 15), GptImgTaskNotFoundError("unknown"), START + 15)
+        assert wait.outcome("t").message == "unknown"
+
     def test_a_task_that_is_found_after_all_is_waited_for(self):
         wait = self.wait()
         wait.record(self.asked(wait, START), GptImgTaskNotFoundError("unknown"), START)

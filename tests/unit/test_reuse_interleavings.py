@@ -164,7 +164,7 @@ class World:
             actor.state = "failed" if final else "up_for_retry"
 
     def hook(self) -> Any:
-        def submit_prepared(request: Any, pause: Any, before_connect: Any, before_send: Any) -> ImageTask:
+        def _submit_prepared(request: Any, pause: Any, before_connect: Any, before_send: Any) -> ImageTask:
             before_connect()
             before_send()
             return ImageTask(self.do("post"), COMPLETED, images=(Image("https://a.example/1"),))
@@ -176,8 +176,8 @@ class World:
 
         return SimpleNamespace(
             gptimg_conn_id="gptimg_default",
-            prepare_submit=lambda request, aws_conn_id: request,
-            submit_prepared=submit_prepared,
+            _prepare_submit=lambda request, aws_conn_id: request,
+            _submit_prepared=_submit_prepared,
             get_task=get_task,
         )
 

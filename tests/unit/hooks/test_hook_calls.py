@@ -599,6 +599,12 @@ class TestTestConnection:
         assert words.startswith(f"The API accepted the key; {name!r} in the extra has no effect: {way_out}")
 
 
+def test_only_what_dag_authors_and_airflow_call_is_public():
+    authors = {"submit", "get_task", "aget_task", "wait", "settings", "test_connection", "get_conn"}
+    airflow = {"conn_name_attr", "default_conn_name", "conn_type", "hook_name", "get_ui_field_behaviour"}
+    assert {name for name in vars(GptImgHook) if not name.startswith("_")} == authors | airflow
+
+
 class TestRotatedKey:
     def rotate(self, emulator, connect) -> None:
         emulator.revoke_key(emulator.api_key)

@@ -151,7 +151,7 @@ def test_nothing_shows_it_when_all_goes_well(emulator, hook, caplog, call):
 def test_it_is_in_no_text_of_a_prepared_submit(emulator, hook):
     from airflow_provider_gptimg.api.requests import ImageRequest
 
-    prepared = hook.prepare_submit(ImageRequest.check("a secret cat"), None)
+    prepared = hook._prepare_submit(ImageRequest.check("a secret cat"), None)
     assert KEY not in repr(prepared)
     assert "secret cat" not in repr(prepared)
 

@@ -114,7 +114,7 @@ def test_a_proxy_that_hangs_up_leaves_no_outcome_unknown(monkeypatch):
     with raw_server(hang_up) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.base_url)
         hook = GptImgHook()
-        request = hook.prepare_submit(ImageRequest.check("A fox"), None)
+        request = hook._prepare_submit(ImageRequest.check("A fox"), None)
         with pytest.raises(GptImgServerError):
-            hook.submit_prepared(request, max_attempts=1)
+            hook._submit_prepared(request, max_attempts=1)
         assert [head.split(b" ")[0] for head in proxy.requests] == [b"CONNECT"]
