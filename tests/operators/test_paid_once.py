@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from attempts import Instance, Killed, StateStore, fails_at_once, may_be_retried
 from journals import KINDS as JOURNALS, use_s3, use_variables
+from s3_proxy import BEHAVIOURS, proxied_s3
 
 from airflow_provider_gptimg.airflow_compat import HAS_TASK_STATE_STORE
 from airflow_provider_gptimg.exceptions import (
@@ -352,6 +353,21 @@ def test_an_object_or_variable_that_cannot_be_read_counts_as_unknown(
         instance.attempt(paid())
     assert "Attempt 1 sent a submit perhaps" in str(caught.value)
     assert "1970" not in str(caught.value)
+    assert charges(emulator) == [2]
+
+
+@pytest.mark.parametrize("behaviour", sorted(BEHAVIOURS.keys() - {"no-list", "no-checksums"}))
+def test_a_store_that_speaks_s3_its_own_way_keeps_the_journal(emulator, s3, monkeypatch, behaviour):
+    use_s3(monkeypatch, s3)
+    instance, arguments = Instance(), {"task_id": "paid", "prompt": "a cat"}
+    with proxied_s3() as proxy:
+        proxy.behave(behaviour)
+        instance.kill(GptImgGenerateOperator(**arguments))
+        for _ in range(2):
+            instance.try_number = 1
+            instance.attempt(GptImgGenerateOperator(**arguments))
+        instance.clear()
+        instance.attempt(GptImgGenerateOperator(**arguments, reuse=True))
     assert charges(emulator) == [2]
 
 
