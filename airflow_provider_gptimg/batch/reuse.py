@@ -51,7 +51,7 @@ class Purchaser:
             return list(entries), []
         with ThreadPoolExecutor(CHUNK, thread_name_prefix="gptimg-reuse") as pool:
             outcomes = dict(zip(entries, pool.map(self._find, entries), strict=True))
-        self._leases += [outcome for outcome in outcomes.values() if isinstance(outcome, Lease)]
+        leases = {entry: outcome for entry, outcome in outcomes.items() if isinstance(outcome, Lease)}
         for entry, outcome in outcomes.items():
             if isinstance(outcome, Found):
                 task, objects = outcome.there
@@ -60,8 +60,10 @@ class Purchaser:
                 if objects is not None:
                     self._ledger.mirror(entry, task, objects)
         self._ledger.write()
-        to_submit = [entry for entry, outcome in outcomes.items() if isinstance(outcome, Lease)]
-        return to_submit, [entry for entry, outcome in outcomes.items() if outcome is None]
+        # To look for the others may have taken longer than a lease lasts.
+        over = [entry for entry, lease in leases.items() if lease.is_over]
+        busy = [entry for entry, outcome in outcomes.items() if outcome is None]
+        return [entry for entry in leases if entry not in over], busy + over
 
     def publish(self, outcomes: Mapping[Entry, Any]) -> None:
         """Let others know of the image tasks among the outcomes of submits."""
@@ -84,7 +86,10 @@ class Purchaser:
     def _find(self, entry: Entry) -> Found[There] | Lease | None:
         purchases = self._purchases(entry)
         assert purchases is not None  # noqa: S101 - without a shared journal, reuse was refused
-        return purchases.find(lambda bought: self._look(entry, bought))
+        found = purchases.find(lambda bought: self._look(entry, bought))
+        if isinstance(found, Lease):
+            self._leases.append(found)
+        return found
 
     def _look(self, entry: Entry, bought: Bought) -> There | None:
         """Return an image task whose images are in their place in S3, or that the API still knows; else None."""

@@ -137,12 +137,17 @@ class Lease:
         self._name = name
         self._until = until
 
+    @property
+    def is_over(self) -> bool:
+        """True if another task may pay."""
+        return time.time() >= self._until
+
     def check(self) -> None:
         """Check, right before a submit, that no other task may pay.
 
         :raises LeaseOverError: One may.
         """
-        if time.time() >= self._until:
+        if self.is_over:
             raise LeaseOverError
 
     def release(self) -> None:

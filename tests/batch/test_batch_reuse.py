@@ -10,7 +10,9 @@ import pytest
 from batch_instance import Instance, batch, prompts
 from journals import charged, spent, use_s3
 
+from airflow_provider_gptimg.exceptions import GptImgError
 from airflow_provider_gptimg.journal import reuse as reuse_module
+from airflow_provider_gptimg.journal.reuse import Purchases
 from airflow_provider_gptimg.journal.spending import Amounts
 from airflow_provider_gptimg.operators.gptimg import GptImgGenerateOperator
 
@@ -100,6 +102,42 @@ def test_a_generation_that_failed_is_paid_for_by_the_next_attempt(emulator):
     attempt.run_id = "first"
     assert attempt.run(batch(prompts(3), reuse=True))["credits"] == 0
     assert spent() == Amounts(charged=12, refunded=6, reused=6)
+
+
+def test_another_batch_that_pays_when_a_lease_is_over_is_the_only_one(emulator, monkeypatch):
+    """To look for the other requests of a chunk may take longer than a lease lasts."""
+    monkeypatch.setattr("airflow_provider_gptimg.batch.run.PAUSE", 0.05)
+    find, is_slow = Purchases.find, [True]
+
+    def find_slowly(self, look):
+        found = find(self, look)
+        if is_slow and is_slow.pop():
+            found._until = 0.0
+            found.release()
+            of("other").run(batch(prompts(1), reuse=True))
+        return found
+
+    monkeypatch.setattr(Purchases, "find", find_slowly)
+    summary = of("first").run(batch(prompts(1), reuse=True))
+    assert (summary["mirrored"], summary["reused"], charged(emulator)) == (1, 1, 2)
+
+
+def test_an_attempt_that_fails_gives_its_leases_back(emulator, monkeypatch, s3):
+    find, lock, found = Purchases.find, threading.Lock(), []
+
+    def find_or_fail(self, look):
+        with lock:
+            if found:
+                raise GptImgError("S3 is away")
+            found.append(find(self, look))
+            return found[0]
+
+    monkeypatch.setattr(Purchases, "find", find_or_fail)
+    with pytest.raises(GptImgError, match="away"):
+        of("first").run(batch(prompts(2), reuse=True))
+    keys = [item["Key"] for item in s3.list_objects_v2(Bucket="images", Prefix="journal/requests/")["Contents"]]
+    assert [key.rpartition("/")[2] for key in sorted(keys)] == ["lease.1.json", "lease.1.over.json"]
+    assert charged(emulator) == 0
 
 
 def test_two_batches_at_once_pay_once(emulator, monkeypatch):
