@@ -7,6 +7,7 @@ The system closes that pipe however its owner ends, by a `kill -9` too.
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -14,7 +15,14 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["kill", "processes_of"]
+__all__ = ["kill", "processes_of", "start"]
+
+
+def start(home: Path) -> subprocess.Popen[bytes]:
+    """Run this file for the Airflow in `home`; `communicate()` on the result has it clean up."""
+    return subprocess.Popen(  # noqa: S603 - our own command
+        [sys.executable, __file__, str(home)], cwd=home.parent, stdin=subprocess.PIPE, start_new_session=True
+    )
 
 
 def processes_of(home: Path) -> list[psutil.Process]:

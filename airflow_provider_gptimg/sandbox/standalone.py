@@ -24,7 +24,7 @@ from airflow_provider_gptimg.sandbox.dags import FoundDags
 from airflow_provider_gptimg.sandbox.reaper import kill, processes_of
 from airflow_provider_gptimg.sandbox.rest import AirflowApi, DagRun, until
 
-__all__ = ["StandaloneAirflow"]
+__all__ = ["StandaloneAirflow", "free_port", "settings_of"]
 
 # Without their log servers, which would listen on all interfaces: all processes see the same log files.
 _COMPONENTS = {
@@ -56,13 +56,8 @@ class StandaloneAirflow:
 
     def __init__(self, dags_folder: str | Path, env: Mapping[str, str] | None = None) -> None:
         self.home: Path = Path(tempfile.mkdtemp(prefix="gptimg-airflow-")).resolve()
-        self._reaper = subprocess.Popen(  # noqa: S603 - our own command
-            [sys.executable, reaper.__file__, str(self.home)],
-            cwd=self.home.parent,
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-        )
-        self.url: str = f"http://127.0.0.1:{_free_port()}"
+        self._reaper = reaper.start(self.home)
+        self.url: str = f"http://127.0.0.1:{free_port()}"
         self.password: str = secrets.token_urlsafe(9)
         self._env = _environment(self.home, self.url, Path(dags_folder).resolve()) | dict(env or {})
         self.api: AirflowApi = AirflowApi(self.url, self.username, self.password)
@@ -210,14 +205,19 @@ def _alive(health: Mapping[str, Mapping[str, str | None]], name: str, since: flo
     return heartbeat is not None and datetime.fromisoformat(heartbeat).timestamp() >= since
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def _environment(home: Path, url: str, dags_folder: Path) -> dict[str, str]:
+def settings_of(home: Path, url: str, dags_folder: Path) -> dict[str, str]:
+    """Return an environment for the processes of an Airflow in `home`, with what is inherited but other settings.
+
+    :param url: Of its API server.
+    """
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -229,24 +229,18 @@ def _environment(home: Path, url: str, dags_folder: Path) -> dict[str, str]:
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__DAGS_FOLDER": str(dags_folder),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW__CORE__PARALLELISM": "4",
-        "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "3",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / "passwords.json"),
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
         "AIRFLOW__API__HOST": "127.0.0.1",
-        "AIRFLOW__API__PORT": url.rpartition(":")[2],
         "AIRFLOW__API__BASE_URL": url,
         "AIRFLOW__API__WORKERS": "1",
         "AIRFLOW__API__SECRET_KEY": secrets.token_hex(32),
         "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
-        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",
-        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "5",
         "AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False",
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.3",
         # A scheduled DAG would make a run of its own when it is switched on to be triggered. For DAGs that are to be
         # started by an asset, switch it on.
         "AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": "False",
-        "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "1",
         # With the default of 5 s, a task that is deferred for less than that may be failed: the scheduler can
         # learn that its process ended only after it has been resumed.
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
@@ -256,4 +250,15 @@ def _environment(home: Path, url: str, dags_folder: Path) -> dict[str, str]:
         "SPT_NOENV": "1",
         "no_proxy": loopback,
         "NO_PROXY": loopback,
+    }
+
+
+def _environment(home: Path, url: str, dags_folder: Path) -> dict[str, str]:
+    return settings_of(home, url, dags_folder) | {
+        "AIRFLOW__CORE__PARALLELISM": "4",
+        "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "3",
+        "AIRFLOW__API__PORT": url.rpartition(":")[2],
+        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "5",
+        "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "1",
     }

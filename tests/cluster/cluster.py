@@ -8,7 +8,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from cryptography.fernet import Fernet
 from airflow_provider_gptimg.sandbox import AirflowApi, S3Server, reaper
 from airflow_provider_gptimg.sandbox.reaper import kill
 from airflow_provider_gptimg.sandbox.rest import until
+from airflow_provider_gptimg.sandbox.standalone import free_port, settings_of
 
 __all__ = ["BUCKET", "Cluster"]
 
@@ -59,13 +59,8 @@ class Cluster:
 
     def __init__(self, seed: int, settings: Mapping[str, str] | None = None) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="gptimg-cluster-")).resolve()
-        self._reaper = subprocess.Popen(
-            [sys.executable, reaper.__file__, str(self.home)],
-            cwd=self.home.parent,
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-        )
-        self._ports = {name: _free_port() for name in ("postgres", "redis", "emulator", *API_SERVERS)}
+        self._reaper = reaper.start(self.home)
+        self._ports = {name: free_port() for name in ("postgres", "redis", "emulator", *API_SERVERS)}
         self._seed = seed
         self._settings = dict(settings or {})
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -243,9 +238,8 @@ class Cluster:
         return f"{scheme}://postgres@127.0.0.1:{self._ports['postgres']}/postgres"
 
     def _environment(self) -> dict[str, str]:
-        left_out = ("PYTHONDONTWRITEBYTECODE", "GPTIMG_API_KEY")
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("AIRFLOW") and k not in left_out}
-        passwords = self.home / "passwords.json"
+        settings = settings_of(self.home, self.balancer.url, self.home / "dags")
+        passwords = Path(settings["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"])
         passwords.write_text(json.dumps({"admin": self.api._login["password"]}))
         connection = {
             "conn_type": "gptimg",
@@ -253,42 +247,22 @@ class Cluster:
             "password": "gptimg-emulator-key",
             "extra": {"first_poll_after": 12, "poll_interval": 2},
         }
-        return inherited | {
-            "AIRFLOW_HOME": str(self.home),
-            "AIRFLOW__CORE__DAGS_FOLDER": str(self.home / "dags"),
-            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        return settings | {
             "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
             "AIRFLOW__CORE__PARALLELISM": "64",
             "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "400",
             "AIRFLOW__CORE__DEFAULT_POOL_TASK_SLOT_COUNT": "512",
             "AIRFLOW__CORE__FERNET_KEY": Fernet.generate_key().decode(),
-            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
-            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.balancer.url}/execution/",
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": self._dsn("postgresql+psycopg2"),
             "AIRFLOW__CELERY__BROKER_URL": f"redis://127.0.0.1:{self._ports['redis']}/0",
             "AIRFLOW__CELERY__RESULT_BACKEND": self._dsn("db+postgresql+psycopg2"),
             "AIRFLOW__CELERY__WORKER_CONCURRENCY": "6",
-            "AIRFLOW__API__HOST": "127.0.0.1",
-            "AIRFLOW__API__BASE_URL": self.balancer.url,
-            "AIRFLOW__API__WORKERS": "1",
-            "AIRFLOW__API__SECRET_KEY": secrets.token_hex(32),
-            "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
             "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
             "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "30",
-            "AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False",
-            "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.3",
-            "AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": "False",
             "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": str(HEARTBEAT_TIMEOUT),
             "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
-            "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
-            "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
             "AIRFLOW_CONN_GPTIMG_DEFAULT": json.dumps(connection),
             "AIRFLOW_CONN_AWS_DEFAULT": self.s3_server.connection_json,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{inherited.get('PATH', '')}",
-            # Lets the reaper tell ours: else a process title is written over its environment.
-            "SPT_NOENV": "1",
-            "no_proxy": "127.0.0.1,localhost",
-            "NO_PROXY": "127.0.0.1,localhost",
         }
 
 
@@ -308,10 +282,3 @@ def _init_postgres(data: Path) -> None:
         shutil.chown(data, user)
     command = [_postgres("initdb"), "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"]
     subprocess.run([str(part) for part in command], check=True, capture_output=True, user=user, cwd="/")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

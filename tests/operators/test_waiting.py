@@ -127,8 +127,8 @@ class TestOnlyTheApisOwnWord:
             event["gptimg_task_id"] = deferred.kwargs["task_id"]
         assert operator.execute_complete(instance.context, event, **deferred.kwargs)
 
-    def test_an_error_that_the_api_confirms_is_raised(self, emulator, instance, waiting):
-        operator = waiting(4, deferrable=True)
+    def test_an_error_that_the_api_confirms_is_raised(self, emulator, instance, unfinished):
+        operator = unfinished(deferrable=True)
         deferred = instance.defer(operator)
         emulator.revoke_key(emulator.api_key)
         with fails_at_once(GptImgAuthError):
