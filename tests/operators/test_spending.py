@@ -167,6 +167,13 @@ def test_the_command_prints_a_table_and_json(emulator, capsys):
     }
 
 
+def test_a_date_that_is_none_is_refused_with_the_way_out(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--since", "yesterday"])
+    assert ended.value.code == 2
+    assert "--since: 'yesterday' is not a date such as 2026-11-01" in capsys.readouterr().err
+
+
 def test_without_a_journal_in_s3_the_command_says_what_to_set(monkeypatch, capsys):
     monkeypatch.setenv("AIRFLOW__GPTIMG__JOURNAL", "auto")
     assert main([]) == 2
