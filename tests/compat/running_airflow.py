@@ -7,6 +7,7 @@ Its runs have the methods of the sandbox's `DagRun` that are used here.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
@@ -22,13 +23,43 @@ _LIMIT = 240.0
 
 
 class Airflow3(StandaloneAirflow):
-    """Airflow 3, by its REST API."""
+    """Airflow 3, by its REST API.
+
+    A scheduler that ends is started again, as any service manager does: on SQLite, which locks no rows, it dies of a
+    StaleDataError when a task instance changes under it, as by a clear.
+    """
 
     def __init__(self, dags_folder: Path, env: Mapping[str, str]) -> None:
         # Airflow 3.0 appends to a file of passwords that is there already, which makes it unreadable, and has no issuer
         # by default, which the newest PyJWT does not take.
-        own = {"AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True", "AIRFLOW__API_AUTH__JWT_ISSUER": "gptimg"}
+        own = {
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+            "AIRFLOW__API_AUTH__JWT_ISSUER": "gptimg",
+            # What a scheduler that ended has not taken in is found by these.
+            "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
+            "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "30",
+        }
         super().__init__(dags_folder, {**own, **env})
+        self._is_stopped = False
+        self._stopping = threading.Lock()
+
+    def start(self, timeout: float = 300.0) -> None:
+        super().start(timeout)
+        threading.Thread(target=self._keep_scheduler, name="scheduler", daemon=True).start()
+
+    def stop(self) -> None:
+        with self._stopping:
+            self._is_stopped = True
+        super().stop()
+
+    def _keep_scheduler(self) -> None:
+        while True:
+            self._components["scheduler"].wait()
+            with self._stopping:
+                if self._is_stopped:
+                    return
+                print(f"The scheduler has ended, and is started again:\n{self.output('scheduler')}")
+                self._components["scheduler"] = self._airflow("scheduler", ["scheduler", "--skip-serve-logs"])
 
     def queue(self, dag_id: str, conf: Mapping[str, object]) -> DagRun:
         """Make a run that does not start before its DAG is unpaused: SQLite is to have one writer at a time."""
