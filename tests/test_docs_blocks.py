@@ -106,6 +106,8 @@ def made(airflow_db: str, dag_folder: Path, dag_ids: list[str]) -> Iterator[Made
         s3 = server.client()
         s3.create_bucket(Bucket=BUCKETS[1])
         s3.put_object(Bucket="my-data", Key="prompts.csv", Body=(SAMPLES / "prompts.csv").read_bytes())
+        (table,) = (block.text for block in blocks("text") if block.text.startswith("sku,"))
+        s3.put_object(Bucket="my-data", Key="products.csv", Body=f"\ufeff{table}".encode())
         run_each(
             [["airflow", "dags", "test", dag_id, "--mark-success-pattern", "approve"] for dag_id in dag_ids],
             AIRFLOW__CORE__DAGS_FOLDER=str(dag_folder),
@@ -124,6 +126,16 @@ def test_airflow_runs_each_dag_to_its_end(made):
     images = {image for task in made.emulator.tasks for image in task.images}
     assert images > {content for key, content in made.objects.items() if not key.endswith(".jsonl")} > set()
     assert {entry.kind for entry in made.emulator.ledger} == {"charge"}
+
+
+@pytest.mark.system
+@pytest.mark.timeout(400)
+def test_a_table_of_products_becomes_images_with_their_numbers(made):
+    assert {key for key in made.objects if key.startswith("by-sku/")} == {
+        "by-sku/T-1/0.png",
+        "by-sku/T-1/1.png",
+        "by-sku/T-2/0.png",
+    }
 
 
 @pytest.fixture(scope="module")

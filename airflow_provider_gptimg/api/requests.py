@@ -31,6 +31,7 @@ MAX_REFERENCES = 4
 
 _ASPECT_RATIO = re.compile(r"[1-9][0-9]{0,4}:[1-9][0-9]{0,4}")
 _ON_UNKNOWN_SUBMISSION = ("fail", "resubmit")
+_SHOWN = 5
 
 SUBMIT_ARGUMENTS = ("prompt", "aspect_ratio", "n", "reference_images", "extra_body", "on_unknown_submission")
 """Arguments that one request may say for itself: of a batch, or returned by a decorated function."""
@@ -40,12 +41,16 @@ def check_names(names: Iterable[object], what: str = "an argument of a request")
     """Refuse names that no submit argument has.
 
     :param what: They should be, for the message.
-    :raises GptImgRequestError: Names the first of them, and what it probably means.
+    :raises GptImgRequestError: Names them, and what the first one probably means.
     """
     if unknown := sorted(str(name) for name in names if name not in SUBMIT_ARGUMENTS):
         near = nearest(unknown[0], SUBMIT_ARGUMENTS)
         hint = f"did you mean {near!r}?" if near else f"use {', '.join(SUBMIT_ARGUMENTS)}"
-        raise GptImgRequestError(f"{unknown[0]!r:.80} is not {what}: {hint}")
+        error = GptImgRequestError(f"{unknown[0]!r:.80} is not {what}: {hint}")
+        if others := unknown[1:]:
+            more = ", …" if len(others) > _SHOWN else ""
+            error.add_hint(f"Not known either: {', '.join(f'{name!r:.80}' for name in others[:_SHOWN])}{more}")
+        raise error
 
 
 def check_on_unknown_submission(policy: object) -> str | None:

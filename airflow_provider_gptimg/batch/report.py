@@ -57,9 +57,8 @@ class Report:
         :param manifest: URI of the manifest.
         """
         objects = [fact for entry in self.mirrored for fact in (entry.objects or {})["objects"]]
-        requests = len(self.mirrored) + len(self.failed) + len(self.unknown) + len(self.not_submitted)
         summary: dict[str, Any] = {
-            "requests": requests,
+            "requests": self._number,
             "mirrored": len(self.mirrored),
             "failed": len(self.failed),
             "unknown": len(self.unknown),
@@ -96,11 +95,10 @@ class Report:
         if not (self.stopped and is_final(self.stopped, self.on_unknown)):
             chosen = next((error for error in candidates if not is_final(error, self.on_unknown)), chosen)
         first = "; ".join(f"{name}: {error}"[:200] for name, error in errors[:_SHOWN])
-        requests = len(self.mirrored) + len(self.failed) + len(self.unknown) + len(self.not_submitted)
         owed = sum(sent.credits for sent in self._paid) - sum(map(_credits, self.mirrored))
         paid = f", delivers what {owed} credits are paid for already and" if owed else ""
         chosen.add_hint(
-            f"Of {requests} requests {len(self.mirrored)} are mirrored, {len(self.failed)} failed, "
+            f"Of {self._number} requests {len(self.mirrored)} are mirrored, {len(self.failed)} failed, "
             f"{len(self.unknown)} have an unknown outcome and {len(self.not_submitted)} were not submitted; another "
             f"attempt, or clearing the task{paid} does only what is missing"
         )
@@ -109,6 +107,25 @@ class Report:
         if first:
             chosen.add_hint(f"First errors: {first}")
         return chosen
+
+    def told_of_success(self) -> str:
+        """Return what is missing, for the log of a task that succeeds all the same."""
+        told = (
+            f"The task succeeds as on_partial_failure='succeed' says, with {len(self.mirrored)} of {self._number} "
+            f"requests: {len(self.failed)} failed, {len(self.unknown)} have an unknown outcome and "
+            f"{len(self.not_submitted)} were not submitted"
+        )
+        if lost := sum(sent.credits for entry in self.unknown for sent in entry.plan.unknown):
+            told += (
+                f". Up to {lost} credits may have been charged for those with an unknown outcome: the vendor's "
+                "transaction log shows it. Another run that asks for them pays again"
+            )
+        return told
+
+    @property
+    def _number(self) -> int:
+        """Of all requests."""
+        return len(self.mirrored) + len(self.failed) + len(self.unknown) + len(self.not_submitted)
 
     @property
     def _paid(self) -> list[Submitted]:

@@ -64,7 +64,7 @@ class KeyPattern:
         except ValueError as error:
             raise GptImgRequestError(
                 f"s3_key={s3_key!r:.120} is not a pattern: {error}. It may have {{task_id}}, {{index}} and {{ext}}, as "
-                "they are; for anything else use Jinja, as in {{ ti.map_index }}"
+                "they are; for anything else use Jinja, as in {{ ti.map_index }}: it is rendered once for the task"
             ) from None
         fields = {name for _, name in self._parts}
         self.has_extension: bool = "ext" in fields

@@ -139,11 +139,11 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
             limits = self._limits(hook, pace)
             try:
                 requests = self._read_requests(hook, mirroring)
+                _check_keys(destination.pattern, requests)
             except GptImgError as error:
                 if is_first_leg:
                     error.add_hint("Nothing was sent")
                 raise
-            _check_keys(destination.pattern, requests)
             if digest is None:  # a changed list costs nothing, and must not keep what is paid for from its place
                 self._check_cost(requests)
             if is_first_leg:
@@ -256,6 +256,8 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         summary = report.summary(manifest.uri if manifest else None)
         self.log.info("Batch: %s", summary)
         error = None if report.mirrored and self.on_partial_failure == "succeed" else report.error()
+        if error is None and not report.is_complete:
+            self.log.warning("%s", report.told_of_success())
         if manifest:
             try:
                 manifest.claim()  # once more: what the first leg saw, this one does not know

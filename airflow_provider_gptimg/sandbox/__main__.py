@@ -175,6 +175,11 @@ def _run(options: argparse.Namespace) -> int:
                 try:
                     # An error of importing another file is not this DAG's.
                     run = airflow.api.trigger(dag_id, None if own else {"bucket": services.bucket}, other_errors=True)
+                    if timetable := airflow.api.call("GET", f"/dags/{dag_id}")["timetable_summary"]:
+                        console.print(
+                            f"{dag_id} is switched on and follows its schedule ({timetable}): Airflow may start other "
+                            "runs of it, whose credits count too."
+                        )
                     succeeded, page = _show(run, services, console), run.url
                 except RuntimeError as error:
                     if not options.keep:
@@ -212,10 +217,13 @@ def _show_places(airflow: StandaloneAirflow, services: Services, own: Path | Non
     places = {"Airflow": f"{airflow.url}", "Login": f"{airflow.username}, password {airflow.password}"}
     places |= services.addresses | {"Images": f"saved to {OUTPUT.resolve()}"}
     places["Home"] = f"AIRFLOW_HOME={airflow.home}; with it, the command line works too: airflow tasks clear …"
+    if services.settings:
+        variables = " ".join(f"{name}={value}" for name, value in services.settings.items())
+        places["Spending"] = f"AIRFLOW_HOME={airflow.home} {variables} python -m airflow_provider_gptimg.spending"
     if own:
         places["DAGs"] = f"{own.resolve()}, read again a few seconds after a change; switch one on to let it run"
     for name, place in places.items():
-        console.print(f"{name:8} {place}")
+        console.print(f"{name:8} {place}", soft_wrap=True)  # to be copied
     console.print()
 
 
@@ -248,7 +256,8 @@ def _show(run: DagRun, services: Services, console: Console) -> bool:
         show.show_objects(objects, console)
         show.save_images(objects, services.s3, OUTPUT)
         console.print(f"\nThe images are in ./{OUTPUT}/ too.")
-    show.show_batches(run, console)
+    for line in show.batch_lines(run):
+        console.print(line)
     followers = run.started_runs()
     show.show_asset_events(run, console)
     console.print()

@@ -19,12 +19,12 @@ from airflow_provider_gptimg.sandbox.rest import FINAL_RUN_STATES, DagRun
 
 __all__ = [
     "answer_at",
+    "batch_lines",
     "follow",
     "last_errors",
     "mirrored_objects",
     "save_images",
     "show_asset_events",
-    "show_batches",
     "show_failures",
     "show_objects",
     "show_stages",
@@ -82,7 +82,7 @@ def follow(run: DagRun, console: Console, limit: float, books: Callable[[], tupl
                 shown, shown_at = (charged, refunded), now
             line.update(f"{elapsed:.0f} s, {charged} credits charged, {refunded} refunded")
             if state in FINAL_RUN_STATES:
-                console.print(f"{charged} credits charged for this run, {refunded} refunded.")
+                console.print(f"{charged} credits charged while it ran, {refunded} refunded.")
                 return state
             if elapsed > limit:
                 raise TimeoutError(f"{run} is not over after {limit:.0f} s")
@@ -119,13 +119,15 @@ def mirrored_objects(run: DagRun, s3: Any) -> list[dict[str, Any]]:
     return objects
 
 
-def show_batches(run: DagRun, console: Console) -> None:
-    """Print what each batch of the run says of itself."""
+def batch_lines(run: DagRun) -> Iterator[str]:
+    """Yield what each batch of the run says of itself."""
     for ti in run.task_instances():
         summary = run.xcom(ti["task_id"], map_index=ti["map_index"]) if _is_batch(ti) else None
         if summary:
-            console.print(
-                f"{_stage(ti)}: {summary['mirrored']} of {summary['requests']} requests mirrored, "
+            ends = {"reused": "reused", "failed": "failed", "unknown": "unknown", "not_submitted": "not submitted"}
+            counts = "".join(f", {summary[key]} {words}" for key, words in ends.items() if summary.get(key))
+            yield (
+                f"{_stage(ti)}: {summary['mirrored']} of {summary['requests']} requests mirrored{counts}; "
                 f"{summary['images']} images of {summary['bytes']:,} bytes, {summary['credits']} credits; "
                 f"listed in {summary['manifest'] or 'no manifest'}"
             )

@@ -11,7 +11,7 @@ import httpx
 
 from airflow_provider_gptimg.sandbox.rest import FINAL_RUN_STATES, AirflowApi, DagRun
 from airflow_provider_gptimg.sandbox.services import Services
-from airflow_provider_gptimg.sandbox.show import answer_at, last_errors, mirrored_objects, save_images
+from airflow_provider_gptimg.sandbox.show import answer_at, batch_lines, last_errors, mirrored_objects, save_images
 
 __all__ = ["Watch"]
 
@@ -71,6 +71,7 @@ class Watch:
             files = save_images(mirrored_objects(run, self._services.s3), self._services.s3, self._output)
             images = f"; {len(files)} images saved to ./{self._output}/" if files else ""
             yield f"{run.dag_id} has ended: {state}{images}. See {run.url}"
+            yield from batch_lines(run)
             yield from last_errors(run)
 
     def _asks(self) -> Iterator[str]:

@@ -488,6 +488,8 @@ def test_an_empty_list_is_done_at_once(emulator: Any, instance: Instance, s3: An
         ({"on_unknown_submission": "guess"}, "on_unknown_submission='guess'"),
         ({"s3_key": "latest{ext}"}, "s3_key='latest{ext}' may give several images"),
         ({"s3_key": "{index}{ext}"}, "s3_key='{index}{ext}' may give several images"),
+        ({"s3_key": "{index}{ext}"}, "put the whole {task_id} and {index} into it. Nothing was sent"),
+        ({"s3_key": "{sku}-{index}{ext}"}, "use Jinja, as in {{ ti.map_index }}: it is rendered once for the task"),
         ({"s3_key": "{task_id:.30}/{index}{ext}"}, "it formats {task_id}"),
         ({"manifest_key": "m-{index}.jsonl"}, "manifest_key="),
         ({"manifest_key": "gptimg/x/0.png"}, "manifest_key="),
@@ -619,6 +621,22 @@ def test_a_clear_after_a_partial_success_takes_up_what_was_never_delivered(
 
     assert submits(emulator) == 4 + 3, "three were delivered and are made anew, one was not and is taken up"
     assert len(stored()) == 3 + 4
+
+
+def test_a_partial_success_warns_of_what_may_have_been_charged(
+    emulator: Any, instance: Instance, s3: Any, capfd: Any, caplog: Any
+) -> None:
+    emulator.fault("submit", "fail")
+    emulator.fault("submit", "lost_after")
+    instance.run(batch(prompts(3), on_partial_failure="succeed", max_in_flight=1))
+    log = "".join(capfd.readouterr()) + caplog.text
+    assert "1 of 3 requests: 1 failed, 1 have an unknown outcome and 0 were not submitted" in log
+    assert "Up to 2 credits may have been charged for those with an unknown outcome" in log
+
+
+def test_a_whole_success_warns_of_nothing(emulator: Any, instance: Instance, s3: Any, capfd: Any, caplog: Any) -> None:
+    assert instance.run(batch(prompts(2), on_partial_failure="succeed"))["mirrored"] == 2
+    assert "on_partial_failure" not in "".join(capfd.readouterr()) + caplog.text
 
 
 def test_nothing_delivered_is_no_partial_success(emulator: Any, instance: Instance, s3: Any) -> None:

@@ -157,6 +157,12 @@ def test_a_line_may_hold_any_line_break_that_json_allows() -> None:
             "prompt,aspct_ratio\nx,1:1\ny,1:1",
             "line 1 of s3://b/k.csv: 'aspct_ratio' is not a column of a batch: did you mean 'aspect_ratio'?",
         ),
+        (
+            "s3://b/k.csv",
+            "prompt,sku,name,aspct_ratio\nx,1,y,1:1",
+            "'aspct_ratio' is not a column of a batch: did you mean 'aspect_ratio'? Not known either: 'name', 'sku'",
+        ),
+        ("s3://b/k.csv", "prompt,a,b,c,d,e,f,g\nx", ". Not known either: 'b', 'c', 'd', 'e', 'f', …"),
         ("s3://b/k.csv", "prompt,\nx,7", "line 2 of s3://b/k.csv has '7' in a column that line 1 does not name"),
         ("s3://b/k.csv", "prompt;n\nx;1", "line 1 of s3://b/k.csv is separated by semicolons: save the file with comm"),
         ("s3://b/k.csv", '"prompt";"n"\n"x";1', "line 1 of s3://b/k.csv is separated by semicolons"),

@@ -197,11 +197,12 @@ def test_the_sandbox_tells_what_a_batch_and_its_images_are(examples):
     assert run.wait() == "success"
     console = Console(record=True, markup=False, width=200)
     show.show_objects(show.mirrored_objects(run, examples.s3), console)
-    show.show_batches(run, console)
+    for line in show.batch_lines(run):
+        console.print(line)
     told = console.export_text()
     assert len(re.findall(rf"^s3://{BUCKET}/catalogue/\S+\.png +[\d,]+ +[0-9a-f]{{64}}$", told, re.M)) == 12
     assert re.search(
-        r"^catalogue: 12 of 12 requests mirrored, 12 images of [\d,]+ bytes, 24 credits; "
+        r"^catalogue: 12 of 12 requests mirrored; 12 images of [\d,]+ bytes, 24 credits; "
         rf"listed in s3://{BUCKET}/catalogue/\S+\.jsonl$",
         told,
         re.M,

@@ -129,12 +129,12 @@ def test_a_slip_of_the_command_is_told_in_one_line_before_anything_starts(argume
 
 
 OWN_DAG = """
-from airflow.sdk import DAG
+from airflow.sdk import DAG, Asset
 from airflow_provider_gptimg.operators.gptimg import GptImgSubmitOperator
 from airflow_provider_gptimg.transfers.gptimg_to_s3 import GptImgToS3Operator
 from beside import PROMPT
 
-with DAG("poster"):
+with DAG("poster", schedule=[Asset("photos")]):
     submit = GptImgSubmitOperator(task_id="submit", prompt=PROMPT)
     key = "s3://my-images/{{ ds }}/{task_id}-{index}{ext}"
     GptImgToS3Operator(task_id="mirror", gptimg_task_id=submit.output, s3_key=key, deferrable=True)
@@ -202,8 +202,13 @@ def test_it_runs_ones_own_dags_and_reads_them_again_when_they_change(own, tmp_pa
         username, password = read_until(r"^Login +(\S+), password (\S+)").groups()
         tasks = read_until(r"^API +(http://\S+) .*, key gptimg-emulator-key;")[1] + "/_emulator/tasks"
         assert Path(read_until(r"^Home +AIRFLOW_HOME=(\S+);")[1], "airflow.db").exists()
-        read_until(r"^2 credits charged for this run, 0 refunded")
+        spending = read_until(r"^Spending +(AIRFLOW_HOME=.* python -m airflow_provider_gptimg\.spending)$")[1]
+        read_until(r"^poster is switched on and follows its schedule \(Asset\)")
+        read_until(r"^2 credits charged while it ran, 0 refunded")
         read_until(r"^Airflow stays at ")
+        command_line = spending.replace(" python ", f" {sys.executable} ")
+        spent = subprocess.run(command_line, shell=True, capture_output=True, text=True)
+        assert re.search(r"^poster +2 +0 +0 +0 +2$", spent.stdout, re.M), spent
         api = AirflowApi(url, username, password)
         for conn_id in ("gptimg_default", "aws_default"):
             stored = api.call("GET", f"/connections/{conn_id}")
@@ -220,6 +225,7 @@ def test_it_runs_ones_own_dags_and_reads_them_again_when_they_change(own, tmp_pa
         catalogue = api.trigger("catalogue")
         assert catalogue.wait() == "success"
         read_until(r"^catalogue has ended: success")
+        read_until(r"^pictures: 1 of 1 requests mirrored; 1 images of [\d,]+ bytes, 2 credits; listed in no manifest$")
         assert catalogue.xcom("pictures")["requests"] == 1
         catalogue.clear("pictures")
         read_until(r"^catalogue has ended: success")
