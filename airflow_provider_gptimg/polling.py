@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -261,6 +262,16 @@ class Wait:
         self.outcomes[task_id] = outcome
         self.submissions.pop(task_id, None)
         self._unseen_since.pop(task_id, None)
+
+    @contextmanager
+    def ended_by_rejection(self, task_ids: Iterable[str]) -> Iterator[None]:
+        """If the key is rejected inside, make that the outcome of all tasks that have none, instead of raising it."""
+        try:
+            yield
+        except GptImgAuthError as error:
+            self.pop_all()
+            for task_id in task_ids:
+                self.outcomes.setdefault(task_id, error)
 
     def _note(self, task_id: str, outcome: ImageTask | GptImgError, now: float) -> None:
         if isinstance(outcome, GptImgTaskNotFoundError):

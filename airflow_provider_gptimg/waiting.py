@@ -83,7 +83,7 @@ class WaitMixin:
         :param resume_with: Arguments of `execute_complete` besides `deadline`.
         :param before_wait: Called where there is something to wait for, before the wait.
         :raises TaskDeferred: The trigger waits from here on.
-        :raises GptImgError: The ids or the connection are wrong, or the key was rejected.
+        :raises GptImgError: The ids or the connection are wrong.
         """
         from airflow_provider_gptimg.hooks.gptimg import GptImgHook
 
@@ -179,10 +179,10 @@ class TaskWait:
         """Poll once each task that is not known to be final, and return whether all are.
 
         :param since: When this attempt began, in Unix seconds; None: now.
-        :raises GptImgAuthError: The key was rejected.
         """
         unknown = [task_id for task_id in self.task_ids if task_id not in self._wait.outcomes]
-        self._poller.start(self._wait, unknown, self._timeout, since)
+        with self._wait.ended_by_rejection(self.task_ids):
+            self._poller.start(self._wait, unknown, self._timeout, since)
         return self._wait.next_at is None
 
     def limit(self, deadline: float, name: str) -> None:
@@ -210,11 +210,9 @@ class TaskWait:
         return self._wait.next_at
 
     def hold(self) -> None:
-        """Wait on this worker until all are final or time is up.
-
-        :raises GptImgAuthError: The key was rejected.
-        """
-        self._poller.finish(self._wait)
+        """Wait on this worker until all are final or time is up."""
+        with self._wait.ended_by_rejection(self.task_ids):
+            self._poller.finish(self._wait)
 
     def trigger(self, end_from_trigger: bool = False) -> GptImgTaskTrigger:
         """Return the trigger that waits from here on."""

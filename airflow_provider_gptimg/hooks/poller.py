@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from airflow_provider_gptimg.api.calls import poll_call
 from airflow_provider_gptimg.api.tasks import ImageTask
-from airflow_provider_gptimg.exceptions import GptImgError
+from airflow_provider_gptimg.exceptions import GptImgAuthError, GptImgError
 from airflow_provider_gptimg.hooks.http import sync_client
 from airflow_provider_gptimg.polling import Wait
 from airflow_provider_gptimg.telemetry import count_poll, span
@@ -86,9 +86,15 @@ class Poller:
     def _poll_each(self, client: httpx.Client, wait: Wait, task_ids: Sequence[str], waited: bool) -> None:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             outcomes = pool.map(lambda task_id: self._poll(client, task_id), task_ids)
+            rejection: GptImgAuthError | None = None
             for task_id, outcome in zip(task_ids, outcomes, strict=True):
                 count_poll(outcome, waited=waited)
-                wait.record(task_id, outcome, time.time())
+                try:
+                    wait.record(task_id, outcome, time.time())
+                except GptImgAuthError as error:
+                    rejection = rejection or error
+        if rejection:
+            raise rejection
 
     def _poll(self, client: httpx.Client, task_id: str) -> ImageTask | GptImgError:
         try:

@@ -71,10 +71,13 @@ class Mirroring:
             )
         if type(concurrency) is not int or concurrency < 1:
             raise GptImgRequestError(f"concurrency={concurrency!r:.80} is not a whole number of at least 1")
-        if not isinstance(arguments.require_c2pa, bool):
-            raise GptImgRequestError(f"require_c2pa={arguments.require_c2pa!r:.80} is neither True nor False")
+        for name in ("replace", "encrypt", "require_c2pa"):
+            if not isinstance(value := getattr(arguments, name), bool):
+                raise GptImgRequestError(f"{name}={value!r:.80} is neither True nor False; it is not templated")
         verify = arguments.verify
-        if isinstance(verify, str) and not Path(verify).exists():
+        if not (
+            verify is None or isinstance(verify, bool) or (isinstance(verify, str) and verify and Path(verify).exists())
+        ):
             raise GptImgRequestError(
                 f"verify={verify!r:.200} is not True, False or the path of a CA bundle on this worker"
             )

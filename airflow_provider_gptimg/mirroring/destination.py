@@ -24,6 +24,11 @@ _LONGEST_KEY = 1024
 _USUAL_TASK_ID = "gpt-image-2-kUtpnus8fXpDKkuEjayG3"
 _OWN_METADATA = 800
 """Most bytes of metadata that the transfer itself needs."""
+_OWN_NAMES = "gptimg-"
+"""Start of the names of metadata that the transfer sets."""
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_UNFIT_FOR_KEYS = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 class KeyPattern:
@@ -55,6 +60,7 @@ class KeyPattern:
                 f"s3_key={s3_key!r:.120} and s3_bucket={s3_bucket!r:.80} name no bucket and key: pass s3_bucket, or "
                 "s3_key='s3://bucket/pattern'"
             )
+        _check_characters(pattern, f"s3_key={s3_key!r:.120}")
         self.bucket = bucket
         self.argument: str = f"s3_bucket={s3_bucket!r:.80}" if s3_bucket else f"s3_key={s3_key!r:.120}"
         """The argument that names the bucket, with its value."""
@@ -69,7 +75,7 @@ class KeyPattern:
         fields = {name for _, name in self._parts}
         self.has_extension: bool = "ext" in fields
         self._names_task = "task_id" in fields
-        if len(self.key(_USUAL_TASK_ID, 0, ".webp").encode(errors="surrogatepass")) > _LONGEST_KEY:
+        if len(self.key(_USUAL_TASK_ID, 0, ".webp").encode()) > _LONGEST_KEY:
             raise GptImgRequestError(f"s3_key={s3_key!r:.120} gives keys of more than 1,024 bytes, all that S3 takes")
 
     def key(self, task_id: str, index: int, extension: str) -> str:
@@ -118,6 +124,11 @@ def check_before_jinja(s3_key: Any, s3_bucket: Any) -> None:
     if not (isinstance(s3_bucket, str) and s3_bucket) or _JINJA.search(s3_bucket):
         s3_bucket = None if s3_key.startswith("s3://") else "…"  # execute refuses a key without a bucket
     KeyPattern(_JINJA.sub("…", s3_key), s3_bucket)
+
+
+def _check_characters(key: str, argument: str) -> None:
+    if found := _UNFIT_FOR_KEYS.search(key):
+        raise GptImgRequestError(f"{argument} has the character {found[0]!r}: take control characters out of it")
 
 
 def _parse(pattern: str) -> list[tuple[str, str | None]]:
@@ -199,16 +210,38 @@ def _read_extra_args(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
         if name in _SET_FOR_EACH or str(name).startswith("Checksum"):
             raise GptImgRequestError(f"extra_args sets {name!r}, which the transfer sets itself: leave it out")
     metadata = extra_args.get("Metadata")
-    if metadata is None:
-        return dict(extra_args)
-    if not isinstance(metadata, Mapping) or not all(isinstance(value, str) for value in metadata.values()):
+    if metadata is not None:
+        _check_metadata(metadata)
+    for name, value in {**(metadata or {}), **extra_args}.items():
+        # A customer's key may be any 32 bytes: boto3 sends it in base64.
+        if isinstance(value, str) and name != "SSECustomerKey" and _CONTROL.search(value):
+            raise GptImgRequestError(
+                f"extra_args sets {name}={value!r:.120}, which no header can hold: take the line break, or other "
+                "control character, out of it"
+            )
+    return dict(extra_args)
+
+
+def _check_metadata(metadata: Any) -> None:
+    if not isinstance(metadata, Mapping) or not all(
+        isinstance(text, str) for pair in metadata.items() for text in pair
+    ):
         raise GptImgRequestError(f"extra_args sets Metadata={metadata!r:.120}, which is not a dict of texts")
+    for name in metadata:
+        if name.lower().startswith(_OWN_NAMES):
+            raise GptImgRequestError(
+                f"extra_args sets Metadata {name!r:.80}: the transfer sets the names that begin with {_OWN_NAMES!r}, "
+                "choose another"
+            )
+        if not _HEADER_NAME.fullmatch(name):
+            raise GptImgRequestError(
+                f"extra_args sets Metadata {name!r:.80}, which is not a header's name: use letters, digits, '-' and '_'"
+            )
     if (size := metadata_size(metadata)) > LARGEST_METADATA - _OWN_METADATA:
         raise GptImgRequestError(
             f"extra_args has {size} bytes of Metadata: S3 takes {LARGEST_METADATA}, and the transfer needs up to "
             f"{_OWN_METADATA} of them"
         )
-    return dict(extra_args)
 
 
 def _read_manifest_key(manifest_key: Any, pattern: KeyPattern) -> tuple[str, str]:
@@ -220,7 +253,8 @@ def _read_manifest_key(manifest_key: Any, pattern: KeyPattern) -> tuple[str, str
             f"manifest_key={manifest_key!r:.200} is not a key and not s3://bucket/key: it has no fields such as "
             "{index}, use Jinja as in \"gptimg/manifests/{{ run_id | replace(':', '') }}.jsonl\""
         )
-    if len(key.encode(errors="surrogatepass")) > _LONGEST_KEY:
+    _check_characters(key, f"manifest_key={manifest_key!r:.200}")
+    if len(key.encode()) > _LONGEST_KEY:
         raise GptImgRequestError(f"manifest_key={manifest_key!r:.120} has more than 1,024 bytes, all that S3 takes")
     if bucket == pattern.bucket and pattern.may_give(key):
         raise GptImgRequestError(

@@ -15,6 +15,7 @@ from PIL import Image
 
 from airflow_provider_gptimg.airflow_compat import AIRFLOW
 from airflow_provider_gptimg.exceptions import (
+    GptImgAuthError,
     GptImgMediaError,
     GptImgRequestError,
     GptImgTaskFailedError,
@@ -222,6 +223,23 @@ class TestKeys:
             {"s3_bucket": "s3://images"},
             {"extra_args": {"Metadata": {"campaign": "x" * 1300}}},
             {"manifest_key": "gptimg/gpt-image-2-x/0.png"},
+            {"s3_key": "a\n/{task_id}"},
+            {"s3_key": "a\0/{task_id}"},
+            {"s3_key": "a\ud800/{task_id}"},
+            {"manifest_key": "run\n.jsonl"},
+            {"manifest_key": "run\udfff.jsonl"},
+            {"replace": "false"},
+            {"replace": None},
+            {"encrypt": "no"},
+            {"verify": ""},
+            {"verify": 5},
+            {"verify": "/not/there.pem"},
+            {"extra_args": {"CacheControl": "max-age=60\n"}},
+            {"extra_args": {"Metadata": {"campaign": "spring\r\n"}}},
+            {"extra_args": {"Metadata": {"two words": "x"}}},
+            {"extra_args": {"Metadata": {"": "x"}}},
+            {"extra_args": {"Metadata": {5: "x"}}},
+            {"extra_args": {"Metadata": {"Gptimg-Sha256": "x"}}},
         ],
         ids=repr,
     )
@@ -434,6 +452,28 @@ class TestPartialFailure:
         assert "no cats today" in str(caught.value)
         assert f"Of 4 image tasks 2 failed: {tasks[0]}, {tasks[2]}" in str(caught.value)
         assert len(in_bucket(s3)) == 3
+
+    def test_a_rejected_key_keeps_no_finished_image_from_its_place(self, emulator, instance, s3):
+        """The vendor's image host asks for no key."""
+        waiting, done, other = (
+            emulator.add_task(status="processing"),
+            emulator.add_task(),
+            emulator.add_task(status="processing"),
+        )
+        ended = in_thread(lambda: instance.attempt(transfer([waiting, done, other])))
+        until(lambda: len(emulator.calls) >= 5)
+        emulator.revoke_key(emulator.api_key)
+        with fails_at_once(GptImgAuthError) as caught:
+            ended()
+        assert f"Of 3 image tasks 2 failed: {waiting}, {other}" in str(caught.value)
+        assert len(in_bucket(s3)) == 1
+
+    def test_a_rejected_first_poll_keeps_no_finished_image_from_its_place(self, emulator, instance, s3):
+        emulator.fault("poll", 401)
+        with fails_at_once(GptImgAuthError) as caught:
+            instance.attempt(transfer([emulator.add_task(), emulator.add_task()]))
+        assert "Of 2 image tasks 1 failed" in str(caught.value)
+        assert len(in_bucket(s3)) == 1
 
     def test_what_is_late_is_named(self, emulator, instance, s3, deferrable):
         late, done = emulator.add_task(status="processing"), emulator.add_task()
