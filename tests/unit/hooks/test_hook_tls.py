@@ -12,6 +12,7 @@ from ssl import Purpose, create_default_context
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 import trustme
 
@@ -19,6 +20,7 @@ from airflow_provider_gptimg.api import protocol
 from airflow_provider_gptimg.exceptions import GptImgServerError
 from airflow_provider_gptimg.hooks import shared_client as module
 from airflow_provider_gptimg.hooks.gptimg import GptImgHook
+from airflow_provider_gptimg.hooks.http import sync_client
 from airflow_provider_gptimg.hooks.network import tls_context
 from airflow_provider_gptimg.hooks.shared_client import shared_client
 
@@ -108,6 +110,19 @@ class TestCertificates:
         task_id = emulator.add_task()
         connect(emulator, host=https, verify=False)
         assert ask(task_id) == task_id
+
+
+def test_plain_http_needs_no_certificates_and_trusts_none(emulator, https, connect, bundle, monkeypatch):
+    """Reading them takes longer than a poll."""
+    monkeypatch.setenv("SSL_CERT_FILE", "/no/such/bundle.pem")
+    task_id = emulator.add_task()
+    assert held(task_id) == task_id
+    monkeypatch.setenv("SSL_CERT_FILE", bundle)
+    with (
+        sync_client(GptImgHook().settings) as client,
+        pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"),
+    ):
+        client.get(https)
 
 
 async def test_a_mended_bundle_serves_waits_that_go_on(emulator, https, connect, bundle, other_bundle, monkeypatch):
