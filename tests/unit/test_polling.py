@@ -9,7 +9,7 @@ from datetime import timedelta
 from statistics import mean
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 from airflow_provider_gptimg.api.tasks import Image, ImageTask
 from airflow_provider_gptimg.exceptions import (
@@ -24,7 +24,15 @@ from airflow_provider_gptimg.exceptions import (
     GptImgTaskNotFoundError,
     GptImgTimeoutError,
 )
-from airflow_provider_gptimg.polling import LOG_EVERY, Progress, Schedule, Wait, check_timeout, may_have_ended
+from airflow_provider_gptimg.polling import (
+    LOG_EVERY,
+    UNSEEN_FOR,
+    Progress,
+    Schedule,
+    Wait,
+    check_timeout,
+    may_have_ended,
+)
 
 START = 1_776_816_723.0
 
@@ -359,6 +367,14 @@ class TestWait:
     def test_a_task_that_is_under_way_has_not_ended(self, status):
         assert not may_have_ended(status)
 
+    @example(
+        interval=16.0,
+        first=0.0,
+        submitted_ago=None,
+        latency=0.0,
+        lateness=0.0,
+        outcomes=[GptImgTaskNotFoundError("x"), GptImgServerError("x")],
+    )
     @given(
         interval=st.floats(0.01, 100),
         first=st.floats(0, 200),
@@ -380,12 +396,15 @@ class TestWait:
         wait = Wait(Schedule(interval, first), submitted_at=submitted_at)
         wait.add(["t"], START)
         answered_at = -math.inf
+        least = interval
         for outcome in outcomes:
             if wait.next_at is None:
                 break
             asked_at = wait.next_at + lateness
-            assert asked_at >= answered_at + interval - 1e-6  # what a float of Unix seconds can tell
+            assert asked_at >= answered_at + least - 1e-6  # what a float of Unix seconds can tell
             answered_at = asked_at + latency
+            is_unknown = isinstance(outcome, GptImgTaskNotFoundError)
+            least = min(interval, UNSEEN_FOR) if is_unknown else interval
             wait.record(self.asked(wait, asked_at), outcome, answered_at)
             assert (wait.next_at is None) == ("t" in wait.outcomes)
         assert isinstance(wait.outcome("t"), ImageTask | GptImgError)
