@@ -144,15 +144,8 @@ def warn_of_unknown(entries: Iterable[Entry], log: Any) -> None:
     """Log the submissions without a known outcome whose request another image task has answered."""
     for entry in entries:
         plan = entry.plan
-        for lost in plan.unknown if plan.paid else ():
-            log.warning(
-                "%s is taken up, and another submission of it, of attempt %d at %s, has no known outcome: up to %d "
-                "credits may have been charged for it as well",
-                entry.name,
-                lost.attempt,
-                lost.sent,
-                lost.credits,
-            )
+        for sent in plan.unknown if plan.paid else ():
+            log.warning("%s is taken up, and %s", entry.name, sent.lost)
 
 
 def standing_of(entries: Sequence[Entry], sending: int) -> str:

@@ -77,6 +77,14 @@ class Submitted:
         return f"attempt {self.attempt}" if self.attempt else "an earlier attempt"
 
     @property
+    def lost(self) -> str:
+        """What is said of it where its outcome is unknown and another image task answers the request."""
+        return (
+            f"another submission, of {self.sender} at {self.sent}, has no known outcome: up to {self.credits} credits "
+            "may have been charged for it as well"
+        )
+
+    @property
     def is_reused(self) -> bool:
         """True if another task has paid for it."""
         return self.name.partition(".")[2].startswith(REUSED)

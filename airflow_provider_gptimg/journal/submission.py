@@ -202,14 +202,8 @@ class Submission:
             return
         self._log.info(plan.decision.value)
         if plan.decision is Decision.TAKE_UP:
-            for lost in plan.unknown:
-                self._log.warning(
-                    "Another submission, of %s at %s, has no known outcome: up to %d credits may have been charged for "
-                    "it as well",
-                    lost.sender,
-                    lost.sent,
-                    lost.credits,
-                )
+            for sent in plan.unknown:
+                self._log.warning("It is taken up, and %s", sent.lost)
         elif plan.accepted:
             self._log.info("The earlier image task is %s", plan.accepted[0].task_id)
 

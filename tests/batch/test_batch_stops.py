@@ -130,6 +130,18 @@ def test_the_late_word_of_an_earlier_attempt_settles_its_unknown_outcomes(emulat
     assert submits(emulator) == before
 
 
+def test_an_unknown_submit_beside_what_is_taken_up_is_named_in_the_log(
+    emulator: Any, instance: Instance, caplog: Any, capfd: Any
+) -> None:
+    early = Ledger.of(Attempt.of(instance.context, None), "gptimg_default", instance.context)
+    entries = early.enter(read_requests(["Late"], lambda bucket, key: ""))
+    early.accept(early.intend(entries)[entries[0]], emulator.add_task(prompt="Late"))
+    early.intend(entries)
+    assert instance.retry().run(batch(["Late"]))["taken_up"] == 1
+    log = "".join(capfd.readouterr()) + caplog.text
+    assert "requests[0] is taken up, and another submission, of attempt 1 at" in log
+
+
 def test_the_error_of_an_unknown_outcome_names_the_attempt_and_where_to_look(emulator: Any, instance: Instance) -> None:
     emulator.fault("submit", "lost_after")
     with pytest.raises(AirflowFailException) as caught:

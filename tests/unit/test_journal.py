@@ -496,6 +496,14 @@ class TestSubmission:
         first.settle(first.read()[0], task_id=emulator.tasks[0].task_id)
         assert self.obtain(context, hook, 2).task.task_id == emulator.tasks[0].task_id
 
+    def test_an_unknown_one_beside_what_is_taken_up_is_named_in_the_log(self, context, hook, caplog):
+        accepted = self.obtain(context, hook)
+        first = Attempt.of(context(), LOG)
+        [known] = first.read()
+        first.intend(replace(known, name="1.2", task_id=None))
+        assert self.obtain(context, hook, 2).task.task_id == accepted.task.task_id
+        assert f"another submission, of attempt 1 at {known.sent}, has no known outcome: up to 4 cred" in caplog.text
+
     @pytest.mark.parametrize("end", [OSError, KeyboardInterrupt])
     def test_the_outcome_is_written_again_where_that_fails(self, context, hook, emulator, monkeypatch, end):
         """Such as by a SIGTERM on Airflow 2, which raises in the midst of it."""
