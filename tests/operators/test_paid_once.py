@@ -151,6 +151,12 @@ class TestWithAnAcceptedSubmission:
         instance.attempt(GptImgSubmitOperator(task_id="paid", prompt="a cat", n=n, reference_images=[]))
         assert charges(emulator) == [2]
 
+    def test_a_reference_in_s3_is_not_changed_though_its_presigned_url_is(self, emulator, instance, paid, s3):
+        s3.put_object(Bucket="images", Key="sketch.png", Body=b"")
+        for attempt in (instance.kill, instance.attempt):
+            attempt(paid(reference_images=["s3://images/sketch.png"]))
+        assert charges(emulator) == [2]
+
     def test_another_connection_is_a_changed_request(self, emulator, instance, paid, monkeypatch):
         monkeypatch.setenv("AIRFLOW_CONN_OTHER", os.environ["AIRFLOW_CONN_GPTIMG_DEFAULT"])
         instance.kill(paid())
@@ -369,6 +375,18 @@ def test_a_store_that_speaks_s3_its_own_way_keeps_the_journal(emulator, s3, monk
         instance.clear()
         instance.attempt(GptImgGenerateOperator(**arguments, reuse=True))
     assert charges(emulator) == [2]
+
+
+def test_the_journal_has_an_aws_connection_of_its_own(emulator, s3, monkeypatch):
+    keys = use_s3(monkeypatch, s3)
+    monkeypatch.setenv("AIRFLOW_CONN_JOURNAL", os.environ["AIRFLOW_CONN_AWS_DEFAULT"])
+    monkeypatch.delenv("AIRFLOW_CONN_AWS_DEFAULT")
+    monkeypatch.setenv("AIRFLOW__GPTIMG__JOURNAL_AWS_CONN_ID", "journal")
+    instance = Instance()
+    for attempt in (instance.kill, instance.attempt):
+        attempt(GptImgSubmitOperator(task_id="paid", prompt="a cat"))
+    assert charges(emulator) == [2]
+    assert keys()
 
 
 def posts(emulator) -> int:
