@@ -30,6 +30,7 @@ from airflow_provider_gptimg.journal.entries import (
     ways_on,
 )
 from airflow_provider_gptimg.journal.reuse import Bought, Found, Lease, LeaseOverError, Purchases, Reuse
+from airflow_provider_gptimg.journal.spending import note_refunds
 from airflow_provider_gptimg.polling import DEFAULT_TIMEOUT, ends_wait, may_have_ended
 from airflow_provider_gptimg.telemetry import count, span
 
@@ -141,6 +142,7 @@ class Submission:
                 return accepted
             failure = failure_of(task, hook.settings.final_failure_codes)
             if isinstance(failure, GptImgContentPolicyError) and paid.max_tries >= self._attempt.max_tries:
+                note_refunds([task.task_id], self._log)
                 raise failure  # it would be refused again; only after a clear a person asks to try it
             self._log.info("Image task %s failed (%s) and was refunded", task.task_id, task.error)
             known[known.index(paid)] = self._attempt.refund(paid)

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from attempts import Instance, may_be_retried
+from attempts import Instance, fails_at_once, may_be_retried
 from journals import use_s3
 
-from airflow_provider_gptimg.exceptions import GptImgTaskFailedError
+from airflow_provider_gptimg.exceptions import GptImgContentPolicyError, GptImgTaskFailedError
 from airflow_provider_gptimg.journal.spending import Amounts, read_spending, sum_by
 from airflow_provider_gptimg.journal.stores import S3Store, open_s3_journal
 from airflow_provider_gptimg.operators.gptimg import GptImgGenerateOperator, GptImgSubmitOperator
@@ -56,6 +56,16 @@ def test_submissions_failures_and_retries_add_up_to_the_ledger(emulator):
     paid.attempt(generate)
     assert total() == Amounts(charged=8, refunded=4)
     assert of_the_ledger(emulator) == (8, 4)
+
+
+def test_a_refusal_that_a_later_attempt_finds_was_refunded(emulator):
+    emulator.fault("submit", "fail", error={"code": "moderation_blocked", "message": "No."})
+    generate, paid = GptImgGenerateOperator(task_id="generate", prompt="a cat"), instance("generate")
+    paid.kill(generate)
+    with fails_at_once(GptImgContentPolicyError):
+        paid.attempt(GptImgGenerateOperator(task_id="generate", prompt="a cat"))
+    assert total() == Amounts(charged=2, refunded=2)
+    assert of_the_ledger(emulator) == (2, 2)
 
 
 def test_a_sensor_notes_the_refund_of_what_another_task_submitted(emulator):
