@@ -78,7 +78,7 @@ class Submitted:
 
     @property
     def lost(self) -> str:
-        """What is said of it where its outcome is unknown and another image task answers the request."""
+        """A warning for the log, if its outcome is unknown and another image task is taken up."""
         return (
             f"another submission, of {self.sender} at {self.sent}, has no known outcome: up to {self.credits} credits "
             "may have been charged for it as well"
