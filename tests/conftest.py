@@ -25,6 +25,12 @@ from urllib.request import Request, urlopen
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Helpers that assert: so that a failure shows the values.
+pytest.register_assert_rewrite(
+    *("api_answers", "attempts", "batch_instance", "batch_watch", "journal_world", "journals", "kill_gate"),
+    *("kill_report", "real_stores", "running_airflow", "s3_proxy"),
+)
+
 # Airflow reads its home once, at its first import: it has to be known before any test module is.
 _HOME = tempfile.mkdtemp(prefix="airflow-home-")
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
@@ -302,13 +308,14 @@ def airflow_db(tmp_path_factory: pytest.TempPathFactory) -> str:
 def browser() -> Iterator[Any]:
     """Chromium, for tests that look at pages. While it runs, so does an event loop: no longer than a module."""
     # Only the environment of development has it.
-    sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
+    playwright_api = pytest.importorskip("playwright.sync_api")
+    playwright_api.expect.set_options(timeout=60_000)
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         # The gate has to see these tests run.
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("no Chromium here: `make browser` installs it")
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync_playwright() as playwright:
+    with playwright_api.sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=chromium, args=arguments)
         yield running
         running.close()

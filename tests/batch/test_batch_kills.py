@@ -151,7 +151,7 @@ def test_kills_at_random_moments(
 def test_a_kill_in_the_pause_after_a_refusal_leaves_nothing_unknown(worker: Worker, api: Emulator) -> None:
     api.fault("submit", 429, times=CHUNK, retry_after=30)
     pid = worker.start()
-    until(lambda: len(api.calls) >= CHUNK and not worker.unknown, 10, "the refusals to be recorded", pause=0.01)
+    until(lambda: len(api.calls) >= CHUNK and not worker.unknown, 60, "the refusals to be recorded", pause=0.01)
     assert worker.kill(pid) == {"killed": True}
 
     worker.start()

@@ -41,5 +41,5 @@ def test_what_the_release_before_does_not_know_is_left_out_unless_used() -> None
 async def test_polls_each_task_at_its_own_time(emulator: Any) -> None:
     soon, later = emulator.add_task(), emulator.add_task()
     now = time.time()
-    await fire(gptimg_task_id=[soon, later], first_poll_at=[now, now + 0.5])
-    assert emulator.task(soon).poll_times[0] < now + 0.5 <= emulator.task(later).poll_times[0]
+    await fire(gptimg_task_id=[soon, later], first_poll_at=[now, now + 1.5])
+    assert emulator.task(soon).poll_times[0] < now + 1.5 <= emulator.task(later).poll_times[0]

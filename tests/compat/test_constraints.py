@@ -24,7 +24,7 @@ pytest.importorskip("uv", reason="uv resolves; the development environment has i
 def uv(*arguments: str, stdin: str = "", cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "uv", "--quiet", *arguments]
     env = os.environ | {"UV_SYSTEM_CERTS": "1"}
-    return subprocess.run(command, input=stdin, cwd=cwd, env=env, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, input=stdin, cwd=cwd, env=env, capture_output=True, text=True, timeout=250)
 
 
 @pytest.fixture(scope="module")

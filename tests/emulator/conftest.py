@@ -63,7 +63,7 @@ def until() -> Callable[[Callable[[], object]], None]:
     """Wait for a condition, 10 seconds at most."""
 
     def wait(condition: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not condition():
             assert time.monotonic() < deadline, "the condition never came true"
             time.sleep(0.005)

@@ -114,7 +114,7 @@ def test_foreign_answers(emulator, api):
 def test_a_lost_answer(emulator, raw_submit, until, what, charged):
     emulator.fault("submit", what)
     _, reader, received = raw_submit()
-    reader.join(10)
+    reader.join(60)
     assert not reader.is_alive()
     assert received == []
     assert len(emulator.ledger) == len(emulator.tasks) == charged
@@ -130,7 +130,7 @@ def test_a_lost_answer(emulator, raw_submit, until, what, charged):
 def test_a_cut_answer_breaks_off_in_the_middle_of_the_body(emulator, raw_submit):
     emulator.fault("submit", "cut_after")
     _, reader, received = raw_submit()
-    reader.join(10)
+    reader.join(60)
     head, _, body = b"".join(received).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 ")
     (length,) = [int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
@@ -148,7 +148,7 @@ def test_a_held_answer_comes_when_released(emulator, raw_submit, until, what, ch
     assert len(emulator.ledger) == charged
     assert received == []
     emulator.release()
-    reader.join(10)
+    reader.join(60)
     assert b"".join(received).startswith(b"HTTP/1.1 200 ")
     assert len(emulator.ledger) == 1
     assert emulator.waiting() == 0
@@ -170,7 +170,7 @@ def test_a_reset_lets_held_answers_go(emulator, raw_submit, until):
     _, reader, received = raw_submit()
     until(lambda: emulator.waiting() == 1)
     emulator.reset()
-    reader.join(10)
+    reader.join(60)
     assert b"".join(received).startswith(b"HTTP/1.1 200 ")
     assert emulator.ledger == []
 
@@ -186,7 +186,7 @@ def test_stopping_does_not_wait_for_held_answers(emulator, raw_submit, until):
     _, reader, received = raw_submit()
     until(lambda: emulator.waiting())
     emulator.stop()
-    reader.join(10)
+    reader.join(60)
     assert not reader.is_alive()
     assert received == []
 

@@ -128,7 +128,7 @@ def test_the_command_says_what_it_cannot_do(emulator):
     port = urlsplit(emulator.base_url).port
     for arguments, message in ((["--port", str(port)], "in use"), (["--speed", "0"], "speed must be above 0")):
         command = [sys.executable, "-m", "airflow_provider_gptimg.emulator", *arguments]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=100)
         assert ended.returncode == 2
         assert message in ended.stderr
         assert "Traceback" not in ended.stderr
@@ -139,10 +139,10 @@ def test_what_is_missing_is_named_with_the_way_to_install_it(missing, named):
     said = f"The emulator needs {named}: pip install 'airflow-provider-gptimg[emulator]'\n"
     hidden = f"import sys; sys.modules[{missing!r}] = None; "
     imported = hidden + "from airflow_provider_gptimg.emulator import Emulator"
-    ended = subprocess.run([sys.executable, "-c", imported], capture_output=True, text=True, timeout=30)
+    ended = subprocess.run([sys.executable, "-c", imported], capture_output=True, text=True, timeout=100)
     assert ended.stderr.endswith(f"\nImportError: {said}")
     started = hidden + "from airflow_provider_gptimg.emulator.__main__ import main; main([])"
-    ended = subprocess.run([sys.executable, "-c", started], capture_output=True, text=True, timeout=30)
+    ended = subprocess.run([sys.executable, "-c", started], capture_output=True, text=True, timeout=100)
     assert (ended.returncode, ended.stderr) == (2, said)
 
 
@@ -156,7 +156,7 @@ def test_it_needs_neither_airflow_nor_the_client():
             if ours or name.partition(".")[0] in ("airflow", "httpx"):
                 print(name)
     """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
     assert ended.stdout == ""
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from airflow_provider_gptimg.sandbox.rest import until
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
 
 def _png() -> bytes:
@@ -182,7 +182,7 @@ def test_an_old_run_is_shown_after_airflow_has_dropped_its_rendered_fields(galle
         run = gallery.start("gallery_private", prompt="A later run")
         gallery.emulator.finish(gallery.submitted("A later run"))
         assert run.wait() == "success"
-    assert private_run.task_instance("mirror")["rendered_fields"] == {}
+    until(lambda: private_run.task_instance("mirror")["rendered_fields"] == {}, 60, "the fields to be dropped")
     tile = gallery.tiles(private_run)[0]
     assert tile["prompt"] == HOSTILE
     assert gallery.picture(private_run, tile).status_code == 200

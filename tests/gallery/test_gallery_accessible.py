@@ -10,7 +10,7 @@ from airflow_provider_gptimg.gallery.recorded import Record
 
 pytest.importorskip("playwright.sync_api")
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
 
 @SIZES

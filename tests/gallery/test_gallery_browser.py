@@ -13,12 +13,12 @@ from gallery_xcoms import HOSTILE, set_xcom
 
 expect = pytest.importorskip("playwright.sync_api").expect
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
 
 def _shown(page: Any, n: int) -> None:
     """Wait until `n` pictures are loaded."""
-    page.locator(".shot.loaded").nth(n - 1).wait_for(timeout=30_000)
+    page.locator(".shot.loaded").nth(n - 1).wait_for(timeout=60_000)
 
 
 def _tab_to(page: Any, selector: str) -> None:
@@ -318,17 +318,17 @@ def test_it_is_reached_from_the_navigation_and_from_a_task_instance(gallery, hos
     page = open_as("vera")
     page.get_by_role("button", name="Browse").click()
     page.get_by_text("Generated Images").click()
-    page.frame_locator("iframe").locator(".tile").first.wait_for(timeout=30_000)
+    page.frame_locator("iframe").locator(".tile").first.wait_for(timeout=60_000)
     run_id = quote(hosted_run.run_id, safe="")
     page.goto(f"{gallery.url}/dags/gallery_hosted/runs/{run_id}/tasks/generate/mapped/0")
     page.get_by_role("link", name="Images").click()
     frame = page.frame_locator("iframe")
-    frame.locator(".shot.loaded").wait_for(timeout=30_000)
+    frame.locator(".shot.loaded").wait_for(timeout=60_000)
     expect(frame.locator(".tile")).to_have_count(1)
     expect(frame.locator(".prompt")).to_have_text("A good one")
     page.goto(f"{gallery.url}/dags/gallery_hosted/runs/{run_id}")
     page.get_by_role("link", name="Images").click()
-    page.frame_locator("iframe").locator(".tile").nth(1).wait_for(timeout=30_000)
+    page.frame_locator("iframe").locator(".tile").nth(1).wait_for(timeout=60_000)
 
 
 def test_five_hundred_pictures_take_few_calls_and_load_as_they_are_seen(gallery, many_run, open_as):

@@ -13,7 +13,7 @@ from airflow_provider_gptimg.gallery.roles import Role
 
 expect = pytest.importorskip("playwright.sync_api").expect
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
 
 @SIZES

@@ -16,7 +16,7 @@ from airflow_provider_gptimg.gallery.recorded import Record
 
 expect = pytest.importorskip("playwright.sync_api").expect
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
 
 @SIZES

@@ -14,7 +14,7 @@ from airflow_provider_gptimg.spending import NO_JOURNAL
 
 expect = pytest.importorskip("playwright.sync_api").expect
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
 DAYS = [f"{date(2026, 10, 30) + timedelta(days=day)}" for day in range(30)]
 

@@ -169,7 +169,7 @@ def test_tiles_of_one_task_are_those_that_it_had_to_do_with():
     }
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 def test_work_grows_with_what_is_recorded_and_no_faster():
     """Waits whose ids are unreadable, and many transfers of the same images."""
     submits = [submit(result=f"t{index}", map_index=index) for index in range(4000)]

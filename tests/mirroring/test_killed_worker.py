@@ -87,7 +87,7 @@ def test_every_object_is_exact_however_often_the_worker_is_killed(emulator, s3, 
         assert answer(process.stdout) == "ready"
         for wanted in sorted(dice.sample(range(len(expected) - 20), KILLS)):
             pid = int(say(process, "start"))
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while len(stored(s3)) < wanted:
                 assert time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
             time.sleep(dice.uniform(0, 0.05))

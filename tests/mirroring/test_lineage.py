@@ -58,7 +58,7 @@ def run(airflow_db: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
             "IMAGE_TASKS": " ".join(task_ids),
         }
         command = [sys.executable, str(folder / "dags" / DAG_FILE.name), str(folder / "result.json")]
-        ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100)
+        ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=250)
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
     return {
         **json.loads((folder / "result.json").read_text()),

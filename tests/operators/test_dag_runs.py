@@ -218,7 +218,7 @@ class TestPaidOnce:
         run = run_dag(
             f"""
 GptImgGenerateOperator.partial(
-    task_id="generate", deferrable={deferrable}, timeout=1, {outage}
+    task_id="generate", deferrable={deferrable}, timeout=3, {outage}
 ).expand(prompt=["a", "b"])
 """
         )
@@ -253,7 +253,7 @@ GptImgGenerateOperator(
         emulator.fault("poll", 503, times=None)
         run = run_dag(
             f"""
-GptImgGenerateOperator(task_id="generate", prompt="a cat", deferrable={deferrable}, timeout=1)
+GptImgGenerateOperator(task_id="generate", prompt="a cat", deferrable={deferrable}, timeout=3)
 """
         )
         assert run.states["generate", -1] == "failed"
@@ -342,7 +342,7 @@ paint.override(task_id="kwargs").expand_kwargs([{{"animal": "cow", "ratio": "16:
     def test_over_a_time_out_and_a_retry(self, run_dag, emulator, outage, deferrable):
         run = run_dag(
             f"""
-@task.gptimg(deferrable={deferrable}, timeout=1, {outage})
+@task.gptimg(deferrable={deferrable}, timeout=3, {outage})
 def paint():
     return "a cat"
 

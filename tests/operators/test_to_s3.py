@@ -410,7 +410,7 @@ class TestRaces:
 
 
 def until(condition) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, "the condition never came true"
         time.sleep(0.005)
@@ -430,7 +430,7 @@ def in_thread(function):
     thread.start()
 
     def join():
-        thread.join(20)
+        thread.join(60)
         result, error = ended[0]
         if error is not None:
             raise error
@@ -512,7 +512,7 @@ class TestWaiting:
         operator = transfer([emulator.add_task(), waiting], deferrable=True, timeout=600)
         first = instance.defer(operator)
         assert first.trigger.gptimg_task_id == [waiting]
-        assert first.trigger.deadline == pytest.approx(created + 600, abs=3)
+        assert first.trigger.deadline == pytest.approx(created + 600, abs=30)
         assert in_bucket(s3) == {}
         operator.execute = lambda context: operator.execute_complete(context, {"status": "finished"}, **first.kwargs)
         assert instance.defer(operator).trigger.deadline == first.trigger.deadline

@@ -53,8 +53,11 @@ def task_id(emulator) -> str:
 
 class TestFault:
     @pytest.fixture(autouse=True)
-    def _soon(self, quick, hasty):
-        quick(timeout=0.2)
+    def _soon(self, request, quick, hasty):
+        # Short only where a fault lasts until the time is up: else a slow machine would be taken for a fault.
+        called = getattr(request.node, "callspec", None)
+        if not called or called.params["fault"] in ("long_length", "stall", "hang_before"):
+            quick(timeout=0.5)
 
     @pytest.mark.parametrize("fault", PASSING, ids=str)
     def test_that_passes_is_not_noticed(self, emulator, instance, s3, task_id, fault):
@@ -311,7 +314,7 @@ def test_memory_does_not_grow_with_the_image(emulator, s3):
     large = emulator.add_task(image_bytes=[png_of(64 * MIB)])
     small = emulator.add_task(image_bytes=[PNG])
     command = [sys.executable, "-c", MEASURE, small, large]
-    output = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), check=True, timeout=100)
+    output = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), check=True, timeout=250)
     size, grown = map(int, output.stdout.split()[-2:])
     assert size == 64 * MIB
     assert grown < 40

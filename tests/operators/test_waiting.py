@@ -147,7 +147,7 @@ class TestExecutionTimeout:
         assert deferred.trigger.deadline == pytest.approx(time.time() + 600, abs=30)
 
     def test_that_is_over_ends_the_wait_and_says_so(self, instance, unfinished):
-        operator = unfinished(deferrable=True, timeout=600, execution_timeout=timedelta(seconds=0.3))
+        operator = unfinished(deferrable=True, timeout=600, execution_timeout=timedelta(seconds=1))
         with may_be_retried(GptImgTimeoutError) as caught:
             instance.attempt(operator)
         assert "execution_timeout" in str(caught.value)

@@ -497,7 +497,8 @@ def mark_failed(run: DagRun) -> None:
 
 def test_a_task_that_is_marked_failed_in_a_pause_sends_nothing_more(scenes: Callable[[str], Scene]) -> None:
     scene = scenes("a stop in a pause")
-    scene.emulator.fault("submit", 429, retry_after=3)
+    # Longer than the mark takes to reach the task, and shorter than Airflow lets a stopped task run on.
+    scene.emulator.fault("submit", 429, retry_after=4)
     scene.run = start(scene, SUBMIT)
     until(lambda: scene.emulator.calls, LIMIT, "the first POST", pause=0.05)
     mark_failed(scene.run)

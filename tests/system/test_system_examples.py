@@ -19,7 +19,7 @@ from airflow_provider_gptimg.emulator.pictures import draw
 from airflow_provider_gptimg.sandbox import DagRun, S3Server, StandaloneAirflow, show
 from airflow_provider_gptimg.sandbox.rest import until
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
 FOLDER = Path(__file__).parents[2] / "example_dags"
 # Runs that are triggered are told theirs; one that an asset starts has the params' defaults.
@@ -78,7 +78,7 @@ class Examples:
         run.wait_for("choose", "awaiting_input", timeout=200)
         # Before the scheduler knows that the asking process has ended, Airflow would take the answered task for lost.
         ended = f"TaskInstance Finished: dag_id={run.dag_id}, task_id=choose, run_id={run.run_id}"
-        until(lambda: ended in self.airflow.output("scheduler", 10_000), 30, "the scheduler to notice")
+        until(lambda: ended in self.airflow.output("scheduler", 10_000), 120, "the scheduler to notice")
         path = f"{run.path}/taskInstances/choose/-1/hitlDetails"
         asked: dict[str, Any] = run.api.call("GET", path)
         run.api.call("PATCH", path, {"chosen_options": options, "params_input": {}})
@@ -174,7 +174,7 @@ def test_an_event_about_photos_starts_a_run_and_its_product_shots_another(exampl
         (found,) = [found for found in api.asset_events(asset_id=asset["id"]) if found["id"] == event["id"]]
         return found["created_dagruns"]
 
-    (reference,) = until(started, 60, "the run that the photos start")
+    (reference,) = until(started, 200, "the run that the photos start")
     run = DagRun(api, reference["dag_id"], reference["run_id"])
     assert run.wait() == "success"
     assert run.xcom("photos") == photos

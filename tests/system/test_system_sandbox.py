@@ -21,7 +21,7 @@ from airflow_provider_gptimg.sandbox import AirflowApi, StandaloneAirflow, show
 from airflow_provider_gptimg.sandbox.rest import until
 from airflow_provider_gptimg.sandbox.services import books
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
 COMMAND = [sys.executable, "-m", "airflow_provider_gptimg.sandbox"]
 
@@ -76,11 +76,11 @@ def test_it_brings_the_pictures_of_an_example_and_stays_if_told_so(tmp_path):
 def test_whatever_ends_it_nothing_is_left(number, tmp_path):
     with start(folder=tmp_path) as command:
         # Its home, and a process of Airflow.
-        until(lambda: len(left_in(tmp_path)) > 1, 60, "Airflow to start")
+        until(lambda: len(left_in(tmp_path)) > 1, 200, "Airflow to start")
         command.send_signal(number)
         command.communicate()
     assert command.returncode == (-number if number == signal.SIGKILL else 128 + number)
-    until(lambda: not left_in(tmp_path), 30, "all to be gone")
+    until(lambda: not left_in(tmp_path), 100, "all to be gone")
 
 
 def test_the_real_api_needs_a_bucket(tmp_path):

@@ -14,10 +14,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 NAME = "airflow-provider-gptimg"
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
 
 
-def run(*command: str | Path, folder: Path, timeout: float = 120) -> str:
+def run(*command: str | Path, folder: Path, timeout: float = 300) -> str:
     """Run a command in a folder far from the repository; return what it printed."""
     env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     ended = subprocess.run(
@@ -46,7 +46,7 @@ def python(folder: Path) -> Path:
     uv, python = Path(sys.executable).parent / "uv", folder / "venv/bin/python"
     run(uv, "venv", "--quiet", "--python", sys.executable, folder / "venv", folder=folder)
     pins = ("--constraint", ROOT / "tests/compat/pins/airflow-3.3.1.txt")
-    run(uv, "pip", "install", "--python", python, *pins, f"{wheel}[sandbox]", folder=folder, timeout=300)
+    run(uv, "pip", "install", "--python", python, *pins, f"{wheel}[sandbox]", folder=folder, timeout=600)
     return python
 
 
@@ -58,7 +58,7 @@ def test_airflow_lists_the_provider(python: Path, folder: Path) -> None:
 
 
 def test_an_example_runs_from_the_prompt_to_the_images(python: Path, folder: Path) -> None:
-    output = run(python, "-m", "airflow_provider_gptimg.sandbox", "--speed", "20", folder=folder, timeout=300)
+    output = run(python, "-m", "airflow_provider_gptimg.sandbox", "--speed", "20", folder=folder, timeout=600)
     images = list((folder / "gptimg-out").iterdir())
     assert len(images) == 2, output
     assert all(image.read_bytes().startswith(b"\x89PNG") for image in images)

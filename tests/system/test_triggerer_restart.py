@@ -15,7 +15,7 @@ from airflow_provider_gptimg.emulator import Emulator
 from airflow_provider_gptimg.sandbox import StandaloneAirflow
 from airflow_provider_gptimg.sandbox.rest import until
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
 RUNS = 5
 """Rather than one DAG: for each wait that starts in the triggerer, Airflow reads the whole DAG there."""
@@ -53,12 +53,12 @@ def test_a_restart_loses_and_repeats_nothing(airflow: StandaloneAirflow, images:
     # Of its time, much is over when its wait begins, and the rest soon: a deadline that is counted anew shows.
     unending = images.add_task(status="processing", created_at=time.time() - TIMEOUT + 90)
     runs = [airflow.trigger("forty_waits", {"unending": unending}) for _ in range(RUNS)]
-    until(lambda: len(submitted(images)) == RUNS * WAITS, 90, "the submits")
-    until(lambda: all(task.polls for task in images.tasks), 90, "a first poll of each")
+    until(lambda: len(submitted(images)) == RUNS * WAITS, 200, "the submits")
+    until(lambda: all(task.polls for task in images.tasks), 200, "a first poll of each")
     airflow.kill("triggerer")
     killed_at = time.time()
     airflow.launch("triggerer")
-    until(lambda: all(task.poll_times[-1] > killed_at for task in submitted(images)), 90, "a next poll of each")
+    until(lambda: all(task.poll_times[-1] > killed_at for task in submitted(images)), 200, "a next poll of each")
     for task in submitted(images):
         images.finish(task.task_id)
     assert [run.wait() for run in runs] == ["success"] * RUNS

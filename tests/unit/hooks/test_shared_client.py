@@ -248,7 +248,7 @@ async def test_waiting_in_line_counts_against_no_timeout(emulator, connect):
 
 async def test_the_event_loop_stays_free(emulator):
     """A call that blocks would leave one or two beats."""
-    emulator.latency = 0.3
+    emulator.latency = 1
     waiting, beats = asyncio.create_task(ask(emulator.add_task())), 0
     while not waiting.done():
         await asyncio.sleep(0.005)
@@ -339,7 +339,7 @@ async def test_a_bundle_that_is_renewed_in_place_serves_waits_that_go_on(emulato
 
 async def test_sockets_are_opened_as_they_are_needed(emulator, connect):
     connect(emulator, max_connections=100)
-    emulator.latency = 0.3
+    emulator.latency = 1
     task_id = emulator.add_task()
     async with shared_client("gptimg_default") as client:
         await asyncio.gather(*(client.get_task(task_id) for _ in range(3)))
