@@ -21,6 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         from airflow_provider_gptimg.emulator import Emulator
+        from airflow_provider_gptimg.emulator.state import poll_schedule
     except ImportError as missing:
         parser.exit(2, f"{missing}\n")
     logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(message)s")
@@ -39,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
             fail_rate=options.fail_rate,
             rate_limit_rate=options.rate_limit_rate,
             record_calls=not options.no_calls,
+            extra=None if options.speed == 1.0 else poll_schedule(options.speed),
         )
         emulator.latency = options.latency
         emulator.start()

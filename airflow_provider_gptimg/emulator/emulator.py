@@ -250,7 +250,7 @@ class Emulator:
         """Let the next `times` calls go wrong (None: all, until `clear_faults()`); faults queue up in order.
 
         :param on: `submit`, `poll`, `image` or `any` of them.
-        :param what: See the package's docstring for the faults and their options.
+        :param what: The documentation of the emulator has a table of the faults and their options.
         """
         self._server.faults.add(on, what, times, **options)
 

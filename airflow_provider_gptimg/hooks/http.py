@@ -159,8 +159,12 @@ def why_not(error: Exception, settings: ConnectionSettings, out_of_time: bool, s
     """Return in words why no answer came, without the key: an answer that is not HTTP may quote the request."""
     if out_of_time:
         return f"the answer took longer than {settings.call_timeout:g} s"
-    reason = clean(_without(_long_enough(settings.api_key, *secrets), str(error)))
-    return ": ".join(filter(None, (type(error).__name__, reason)))
+    keys = _long_enough(settings.api_key, *secrets)
+    place = _without(keys, settings.base_url) if isinstance(error, _NOT_SENT) else ""
+    reason = ": ".join(filter(None, (place, type(error).__name__, clean(_without(keys, str(error))))))
+    if settings.origin.is_loopback and "[SSL: " in reason and "CERTIFICATE" not in reason:
+        reason += ". If this host speaks http and not https, write http:// before it in the connection"
+    return reason
 
 
 def _long_enough(*secrets: str) -> tuple[str, ...]:

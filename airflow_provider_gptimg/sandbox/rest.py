@@ -118,7 +118,8 @@ class AirflowApi:
         """
         fields = json.loads(connection)
         fields["extra"] = json.dumps(fields.get("extra", {}))
-        self.call("POST", "/connections", {"connection_id": conn_id, **fields})
+        # Airflow 3.3's button Test sends port 0 for none, and answers "Bad Request" unless that is what is stored.
+        self.call("POST", "/connections", {"connection_id": conn_id, "port": 0, **fields})
 
     def asset_events(self, **filters: Any) -> list[dict[str, Any]]:
         """Return asset events, each with its `extra`, and as `created_dagruns` the runs that it has started.

@@ -71,10 +71,10 @@ def stand_ins(speed: float) -> Iterator[Services]:
     """
     from airflow_provider_gptimg.emulator import Emulator
     from airflow_provider_gptimg.emulator.pictures import draw
+    from airflow_provider_gptimg.emulator.state import poll_schedule
 
-    # Polled as much faster, but for the moments that Airflow needs to defer a task.
-    schedule = {"first_poll_after": 39.5 / speed, "poll_interval": max(1.0, 5 / speed)}
-    with Emulator(speed=speed, extra=schedule) as emulator, S3Server(_BUCKET, creates_buckets=True) as server:
+    extra = poll_schedule(speed)
+    with Emulator(speed=speed, extra=extra) as emulator, S3Server(_BUCKET, creates_buckets=True) as server:
         s3 = server.client()
         for name in _REFERENCES:
             picture = draw(f"a {name}", 1, 1, "reference", None, "png")

@@ -109,6 +109,7 @@ def test_the_command_serves_until_a_signal(number):
         assert (variable, add[5]) == ("AIRFLOW_CONN_GPTIMG_DEFAULT", value)
         connection = json.loads(value)
         assert (connection["host"], connection["password"]) == (url, "k 'y")
+        assert connection["extra"] == {"first_poll_after": 0.0395, "poll_interval": 1.0}, "as fast as its generations"
         headers = {"Authorization": "Bearer k 'y"}
         answers = [httpx.post(url + SUBMIT, headers=headers, json={"prompt": "x", "n": 2}) for _ in range(2)]
         assert [answer.status_code for answer in answers] == [200, 402]

@@ -568,7 +568,13 @@ class TestTestConnection:
         connect(emulator, host="http://127.0.0.1:1")
         accepted, words = hook.test_connection()
         assert not accepted
-        assert "unreachable" in words
+        assert words.startswith("Host unreachable: http://127.0.0.1:1: ConnectError")
+
+    def test_https_to_a_host_that_speaks_http_says_what_to_write(self, emulator, hook, connect):
+        connect(emulator, host=emulator.base_url.removeprefix("http://"))
+        accepted, words = hook.test_connection()
+        assert not accepted
+        assert "write http:// before it in the connection" in words
 
     @pytest.mark.parametrize("fault", ["html", "empty", "redirect"])
     def test_not_this_api(self, emulator, hook, fault):
