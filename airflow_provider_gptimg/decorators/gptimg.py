@@ -48,6 +48,7 @@ class _GptImgDecoratedOperator(FunctionOperator, GptImgGenerateOperator):
     def _take(self, returned: Any) -> None:
         from airflow_provider_gptimg.api.requests import check_names
 
+        self._hook().settings.refuse_key(returned)  # before an error can show it
         function = f"the function of {self.custom_operator_name}"
         refuse_none(returned, self.custom_operator_name, "a prompt, or a dict of submit arguments")
         if isinstance(returned, list | tuple):

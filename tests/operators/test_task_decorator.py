@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import ast
+
 import pytest
 from airflow_names import DAG, task
 from attempts import fails_at_once, may_be_retried
@@ -61,6 +63,16 @@ def test_a_stop_while_the_function_runs_sends_nothing(emulator, instance):
     operator = painter(paint)
     with pytest.raises(NotSentError, match="stopped"):
         operator.execute(instance.context)
+    assert emulator.calls == []
+
+
+@pytest.mark.parametrize("returned", ["{key}", {"prompt": "a cat", "{key}": 1}, {"n": "{key}"}, ["{key}"]], ids=str)
+def test_a_text_that_holds_the_key_is_refused_and_not_shown(emulator, instance, returned):
+    returned = ast.literal_eval(repr(returned).replace("{key}", emulator.api_key))
+    with fails_at_once(GptImgRequestError) as caught:
+        painter(returning(returned)).execute(instance.context)
+    assert "holds the API key" in str(caught.value)
+    assert emulator.api_key not in str(caught.value)
     assert emulator.calls == []
 
 
