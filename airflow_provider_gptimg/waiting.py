@@ -313,18 +313,19 @@ def read_task_ids(value: Any) -> tuple[list[str], dict[str, ImageTask]]:
 
 
 def refuse_airflow_ids(value: Any, dag: Any) -> None:
-    """Refuse the id of an Airflow task in the place of an image task's.
+    """Refuse an Airflow task, or its id, in the place of an image task's id.
 
     :param value: As :func:`read_task_ids`.
     :param dag: The DAG that runs; None: unknown.
-    :raises GptImgRequestError: It names a task of the DAG.
+    :raises GptImgRequestError: It names a task of the DAG, or is one.
     """
     airflow_ids = set(getattr(dag, "task_ids", ()))
-    for entry in [value] if isinstance(value, str) else value if isinstance(value, Sequence) else ():
-        if isinstance(entry, str) and entry in airflow_ids:
+    for entry in [value] if isinstance(value, str) or not isinstance(value, Sequence) else value:
+        operator, name = hasattr(entry, "output"), getattr(entry, "task_id", entry)
+        if operator or (isinstance(name, str) and name in airflow_ids):
             raise GptImgRequestError(
-                f"gptimg_task_id={entry!r} is the task_id of a task in this DAG, not the id of an image task: pass "
-                f"what that task returns, as in gptimg_task_id={entry.rpartition('.')[2]}.output"
+                f"gptimg_task_id={name!r} is {'a' if operator else 'the task_id of a'} task in this DAG, not the id of "
+                f"an image task: pass what that task returns, as in gptimg_task_id={name.rpartition('.')[2]}.output"
             )
 
 

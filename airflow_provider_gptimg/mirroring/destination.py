@@ -18,6 +18,8 @@ from airflow_provider_gptimg.mirroring.marks import LARGEST_METADATA, metadata_s
 __all__ = ["Destination", "KeyPattern", "check_before_jinja"]
 
 _JINJA = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", re.DOTALL)
+_UNRENDERED = re.compile(r"\{\{[^{}]*[\s.|(]")
+"""Jinja as people write it; `{{name}}` alone is a pattern's way to have braces in a key."""
 _FIELDS = frozenset({"task_id", "index", "ext"})
 _LONGEST_KEY = 1024
 """Most bytes of a key in UTF-8 that S3 accepts."""
@@ -65,6 +67,12 @@ class KeyPattern:
         self.argument: str = f"s3_bucket={s3_bucket!r:.80}" if s3_bucket else f"s3_key={s3_key!r:.120}"
         """The argument that names the bucket, with its value."""
         self.pattern = pattern
+        if _UNRENDERED.search(pattern):
+            raise GptImgRequestError(
+                f"s3_key={s3_key!r:.120} has Jinja in it that Airflow has not rendered: it leaves the values of "
+                "expand() and of a mapped task group as they are. Put the template into partial(), or the finished "
+                "text into the values"
+            )
         try:
             self._parts = _parse(pattern)
         except ValueError as error:

@@ -102,6 +102,17 @@ def test_a_destination_that_jinja_completes_is_none(arguments):
     assert len(dag.task_ids) == 4
 
 
+def test_jinja_that_airflow_leaves_in_a_mapped_key_is_not_a_name(emulator, s3):
+    key = "{{ dag_run.run_after | ds }}/lamp-{index}{ext}"
+    mirror = GptImgToS3Operator(
+        task_id="mirror", gptimg_task_id=emulator.add_task(), s3_bucket="images", s3_key=key, timeout=20
+    )
+    with fails_at_once(GptImgRequestError) as caught:
+        mirror.execute({})
+    assert f"s3_key={key!r} has Jinja in it that Airflow has not rendered" in str(caught.value)
+    assert not emulator.calls
+
+
 @pytest.mark.parametrize("operator", [GptImgTaskSensor, GptImgToS3Operator])
 def test_a_failed_generation_says_who_has_to_submit_again(emulator, s3, operator):
     failed, done = emulator.add_task(error="no cats"), emulator.add_task()
@@ -147,6 +158,24 @@ def test_what_is_not_an_id(emulator, given, told):
         GptImgTaskSensor(task_id="wait", gptimg_task_id=given).execute({})
     assert told in str(caught.value)
     assert not emulator.calls
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("operator", [GptImgTaskSensor, GptImgToS3Operator])
+def test_a_task_without_its_output_is_refused_while_the_file_is_parsed(operator, mapped, listed):
+    arguments = {"s3_bucket": "images"} if operator is GptImgToS3Operator else {}
+    with DAG("bad"):
+        if mapped:
+            task = GptImgSubmitOperator.partial(task_id="submit").expand(prompt=["x"])
+        else:
+            task = GptImgSubmitOperator(task_id="submit", prompt="x")
+        with fails_at_once(GptImgRequestError) as caught:
+            operator(task_id="wait", gptimg_task_id=[task] if listed else task, **arguments)
+    assert str(caught.value) == (
+        "gptimg_task_id='submit' is a task in this DAG, not the id of an image task: pass what that task returns, "
+        "as in gptimg_task_id=submit.output"
+    )
 
 
 @pytest.mark.parametrize("given", ["KEY x", ["KEY/"], [{"a": "KEY"}], {"task_id": "KEY/"}, {"KEY"}, "['KEY']"], ids=str)
