@@ -258,11 +258,6 @@ class S3Store:
             return {"ChecksumSHA256": base64.b64encode(content.digest).decode()}
         return {"ContentMD5": base64.b64encode(md5_of(content.file)).decode()}
 
-    @property
-    def _is_aws(self) -> bool:
-        host = urlsplit(self._client.meta.endpoint_url).hostname or ""
-        return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
-
     def check_put(self, bucket: str, key: str, argument: str) -> None:
         """Refuse arguments of PutObject and bucket names that no store accepts.
 
@@ -279,7 +274,7 @@ class S3Store:
         for name, value in self._put_arguments.items():
             allowed = getattr(known[name], "enum", ())
             # A store of another vendor may have storage classes of its own.
-            if value in allowed or not allowed or (name == "StorageClass" and not self._is_aws):
+            if value in allowed or not allowed or (name == "StorageClass" and not self.is_aws):
                 continue
             near = nearest(str(value), allowed)
             hint = f"did you mean {near!r}?" if near else f"use {', '.join(allowed)}"
