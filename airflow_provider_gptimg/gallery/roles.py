@@ -84,6 +84,10 @@ class Graph:
             seen |= level
             yield level
 
+    def count_above(self, task_id: str) -> int:
+        """Return the number of tasks that a task depends on, directly or not: more than any of them has."""
+        return sum(map(len, self.levels_above(task_id)))
+
 
 _DOWNSTREAM = "downstream_task_ids"
 

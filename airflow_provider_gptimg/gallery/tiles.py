@@ -111,7 +111,13 @@ class Gallery:
         self._by_image_task: dict[str, _Entry] = {}
         self._by_task: dict[str, list[_Entry]] = defaultdict(list)
         self._by_origin: dict[int, list[_Entry]] = defaultdict(list)
-        ordered = sorted(records, key=lambda record: (not record.role.submits, record.task_id, record.map_index))
+        records = list(records)
+        # As the Dag runs: what is to be looked at first comes before what waits for it.
+        before = {task_id: self._graph.count_above(task_id) for task_id in {record.task_id for record in records}}
+        ordered = sorted(
+            records,
+            key=lambda record: (not record.role.submits, before[record.task_id], record.task_id, record.map_index),
+        )
         self._failed: dict[str, list[Record]] = defaultdict(list)
         for record in (*(record for record in ordered if record.state == "failed"), *failed):
             self._failed[record.task_id].append(record)

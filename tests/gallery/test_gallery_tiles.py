@@ -91,6 +91,12 @@ def test_a_tile_keeps_its_id_as_its_image_comes_into_being():
     assert len({make_tiles(stage)[0]["id"] for stage in stages}) == 1
 
 
+def test_what_runs_first_comes_first_whatever_its_name():
+    records = [record(name, Role.SUBMIT, None, prompt=name) for name in ("again", "draft", "last")]
+    tiles = make_tiles(records, "draft >> review", "review >> again", "again >> last", "draft >> last")
+    assert [tile["task_id"] for tile in tiles] == ["draft", "again", "last"]
+
+
 def test_mapped_tasks_keep_their_order():
     records = [submit(result=f"t{index}", map_index=index) for index in (10, 2, 0)]
     assert [tile["map_index"] for tile in make_tiles(records)] == [0, 2, 10]
