@@ -20,10 +20,10 @@ API_KEY = "gptimg-key-that-must-not-be-found-anywhere"
 
 
 @pytest.fixture(scope="session")
-def _emulator_server() -> Iterator[Emulator]:
+def _emulator_server(_clock: Any) -> Iterator[Emulator]:
     """The API, with generations long enough for Airflow to defer, and polls that do not make a test wait."""
     extra = {"poll_interval": 0.5, "first_poll_after": 0}
-    with Emulator(api_key=API_KEY, durations=(4, 5), extra=extra) as server:
+    with Emulator(api_key=API_KEY, durations=(4, 5), extra=extra, clock=_clock) as server:
         yield server
 
 

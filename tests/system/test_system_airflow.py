@@ -3,35 +3,43 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from airflow_provider_gptimg.emulator import Emulator
 from airflow_provider_gptimg.sandbox import StandaloneAirflow
 from airflow_provider_gptimg.sandbox.rest import until
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
 
-def test_a_wait_outlives_its_triggerer(airflow: StandaloneAirflow, emulator: Emulator):
+def test_a_wait_outlives_its_triggerer(airflow: StandaloneAirflow, emulator: Emulator, clock: Any):
+    clock.stop()
     run = airflow.trigger("example_gptimg_to_s3")
     run.wait_for("mirror", "deferred")
     task_id = run.xcom("submit")
-    until(lambda: emulator.task(task_id).polls > 1, 30, "a poll by the triggerer")
+    until(lambda: emulator.task(task_id).polls > 1, 120, "a poll by the triggerer")
     airflow.kill("triggerer")
     assert not [process for process in airflow.processes() if "triggerer" in " ".join(process.cmdline())]
     airflow.launch("triggerer")
+    clock.go()
     assert run.wait() == "success"
     assert run.task_instance("mirror")["try_number"] == 1
     assert len(emulator.ledger) == 1
 
 
-def test_a_killed_task_is_retried_and_a_cleared_one_starts_over(airflow: StandaloneAirflow, emulator: Emulator):
+def test_a_killed_task_is_retried_and_a_cleared_one_starts_over(
+    airflow: StandaloneAirflow, emulator: Emulator, clock: Any
+):
+    clock.stop()
     run = airflow.trigger("retried_generate")
-    until(lambda: emulator.tasks, 30, "the submit")
-    until(lambda: "gptimg:1.1.outcome" in run.state_store("generate"), 30, "its record")
+    until(lambda: emulator.tasks, 120, "the submit")
+    until(lambda: "gptimg:1.1.outcome" in run.state_store("generate"), 120, "its record")
     process, supervisor = airflow.task_processes(run, "generate")
     assert "LocalExecutor" in " ".join(supervisor.cmdline())
     process.kill()
+    clock.go()
     assert run.wait() == "success"
     ti = run.task_instance("generate")
     assert (ti["state"], ti["try_number"]) == ("success", 2)
@@ -39,8 +47,10 @@ def test_a_killed_task_is_retried_and_a_cleared_one_starts_over(airflow: Standal
     assert "no new submission" in run.log("generate")
     assert [task.charged for task in emulator.tasks] == [2]
 
+    clock.stop()
     run.clear("generate")
     run.wait_for("generate", "running")
+    clock.go()
     assert run.wait() == "success"
     assert run.task_instance("generate")["try_number"] == 3
     first, second = emulator.tasks

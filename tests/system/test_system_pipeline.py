@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import API_KEY, BUCKET
@@ -12,16 +13,18 @@ from conftest import API_KEY, BUCKET
 from airflow_provider_gptimg.emulator import Emulator
 from airflow_provider_gptimg.sandbox import DagRun, StandaloneAirflow
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
-def run(airflow: StandaloneAirflow, emulator: Emulator) -> DagRun:
+def run(airflow: StandaloneAirflow, emulator: Emulator, clock: Any) -> DagRun:
     """The run of the first example, at its end."""
+    clock.stop()
     run = airflow.trigger("example_gptimg_to_s3", {"prompt": "A ferry in the fog"})
     # In the triggerer, while the image task goes on.
     waiting = run.wait_for("mirror", "deferred")
     assert waiting["trigger"]["classpath"] == "airflow_provider_gptimg.triggers.gptimg.GptImgTaskTrigger"
+    clock.go()
     assert run.wait() == "success", "\n".join(run.log(ti["task_id"]) for ti in run.task_instances())
     return run
 
