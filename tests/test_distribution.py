@@ -37,7 +37,8 @@ def sources(tmp_path_factory) -> Path:
     """The unpacked source distribution."""
     built = build("sdist", ROOT, tmp_path_factory.mktemp("sdist"))
     with tarfile.open(built) as archive:
-        archive.extractall(unpacked := tmp_path_factory.mktemp("sources"), filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python before 3.11.4 has none
+        archive.extractall(unpacked := tmp_path_factory.mktemp("sources"))
     (folder,) = unpacked.iterdir()
     return folder
 
