@@ -200,12 +200,12 @@ def test_the_page_on_testing_is_a_test_suite_that_passes(airflow_db, tmp_path):
             path.parent.mkdir(exist_ok=True)
             path.write_text((path.read_text() + "\n\n" if path.exists() else "") + block.text)
     told = run(
-        *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--color=no"),
+        *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", "--color=no"),
         cwd=tmp_path,
         AIRFLOW__CORE__DAGS_FOLDER=str(tmp_path / "dags"),
     )
-    tests = sum(block.text.count("\ndef test_") + block.text.startswith("def test_") for block in blocks("python"))
-    assert f"{tests} passed" in told
+    shown = [name for block in blocks("python") for name in re.findall(r"^def (test_\w+)", block.text, re.MULTILINE)]
+    assert set(re.findall(r"::(test_\w+).* PASSED", told)) == set(shown)
 
 
 @pytest.fixture(scope="module")
