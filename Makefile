@@ -51,7 +51,7 @@ demo: $(READY)
 # Three processes for two cores, since a process waits for a third of its time. A file stays in one process, since its
 # tests share what they start; conftest.py has the long files begin first.
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses $$(( $$(nproc) * 3 / 2 )) --dist loadfile --no-loadscope-reorder -m "not (system or chaos or registry)" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $$(( $$(nproc 2> /dev/null || getconf _NPROCESSORS_ONLN) * 3 / 2 )) --dist loadfile --no-loadscope-reorder -m "not (system or chaos or registry)" $(PYTEST_ARGS)
 
 fuzz: $(READY)
 	FUZZ_ANSWERS=$(or $(ANSWERS),1000000) $(BIN)/python -m pytest tests/unit/hooks/test_hook_fuzzed.py -s $(PYTEST_ARGS)

@@ -97,7 +97,7 @@ def _parse(head: bytes) -> Request:
     method, target, _ = first.split(" ")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     if headers.get("transfer-encoding"):
-        raise NotImplementedError("this server wants a Content-Length")
+        raise ValueError("this server needs a Content-Length")
     parts = urlsplit(target)
     query = parse_qs(parts.query, keep_blank_values=True)
     return Request(method, unquote(parts.path), query, headers, int(headers.get("content-length", 0)))

@@ -81,7 +81,7 @@ class GptImgTaskSensor(WaitMixin, BaseSensorOperator):
         retry_policy: Any = None,
         **kwargs: Any,
     ) -> None:
-        with airflow_verdict():  # Airflow's own error about NaN or infinity names no argument
+        with airflow_verdict():  # Airflow's error about NaN or infinity does not say which argument is wrong
             check_timeout(timeout)
             if poll_interval is not None:
                 poll_interval = check_timeout(poll_interval, "poll_interval")

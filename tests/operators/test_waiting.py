@@ -83,7 +83,7 @@ class TestOnlyTheApisOwnWord:
         def read_once(*arguments):
             reads.append(arguments)
             if len(reads) > 1:
-                raise GptImgRequestError("There is no connection 'gptimg_default'")
+                raise GptImgRequestError("The connection 'gptimg_default' is not defined")
             return load(*arguments)
 
         monkeypatch.setattr(ConnectionSettings, "load", read_once)
