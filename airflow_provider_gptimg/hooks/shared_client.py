@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 
 import aiohttp
 from aiohttp import hdrs
+from yarl import URL
 
 from airflow_provider_gptimg.api.answers import Answer, NoAnswer
 from airflow_provider_gptimg.api.calls import Call, poll_call
@@ -62,6 +63,7 @@ class SharedClient:
         self.conn_id = conn_id
         self.users: int = 0
         self._settings: ConnectionSettings | None = None
+        self._base_url = URL()
         self._headers: dict[str, str] = {}
         self._read_at = float("-inf")
         self._lock = asyncio.Lock()
@@ -79,6 +81,7 @@ class SharedClient:
             if self._settings is None or age > _FRESH or (self._settings is stale and age > 1.0):
                 settings = await ConnectionSettings.aload(self.conn_id)
                 await self._open(settings)
+                self._base_url = URL(settings.base_url)
                 self._headers = request_headers(settings)
                 self._settings, self._read_at = settings, time.monotonic()
             return self._settings
@@ -130,7 +133,7 @@ class SharedClient:
                 else:
                     way = self._ways[-1]
                     async with way.slots:
-                        outcome = await self._exchange(way, settings, step)
+                        outcome = await self._exchange(way, step)
                 step = conversation.send(outcome)
         except GptImgAuthError as error:
             raise name_connection(error, self.conn_id) from None
@@ -138,15 +141,16 @@ class SharedClient:
             task: ImageTask = done.value
             return task
 
-    async def _exchange(self, way: _Way, settings: ConnectionSettings, call: Call) -> Answer | NoAnswer:
+    async def _exchange(self, way: _Way, call: Call) -> Answer | NoAnswer:
         """Send `call`, a read, and return what came of it; `http.exchange` for an event loop."""
+        settings = self._settings
+        assert settings is not None
+        url = self._base_url.with_path(self._base_url.raw_path.rstrip("/") + call.path, encoded=True)
         response: aiohttp.ClientResponse | None = None
         try:
             async with (
                 asyncio.timeout(settings.call_timeout),
-                way.session.get(
-                    settings.base_url + call.path, headers=self._headers, proxy=way.proxy, allow_redirects=False
-                ) as response,
+                way.session.get(url, headers=self._headers, proxy=way.proxy, allow_redirects=False) as response,
             ):
                 body, flaw = await _receive(response)
         except (aiohttp.ClientError, OSError) as error:

@@ -155,20 +155,26 @@ class GptImgTaskTrigger(BaseTrigger):
         return True
 
     async def _wait_for_one(self, client: SharedClient, wait: Wait, since: float | None) -> str:
-        """Wait for one task without an asyncio task for each poll: thousands of triggers do this at a time."""
-        while (due := wait.next_at) is not None:
-            now = time.time()
-            if wait.expired(now):
-                return "timeout"
-            task_id = wait.pop_due(now)
-            if task_id is None:
-                await asyncio.sleep((due if wait.deadline is None else min(due, wait.deadline)) - now)
-                continue
-            if not await self._poll_in_time(client, wait, task_id):
-                return "timeout"
-            if since is not None:
-                wait.count_from_submission(self.timeout or 0.0, since)
-                since = None
+        """Wait for one task with one time limit and no asyncio task for a poll: thousands of triggers do this."""
+        try:
+            async with asyncio.timeout(_left(wait)) as limit:
+                while (due := wait.next_at) is not None:
+                    now = time.time()
+                    if wait.expired(now):
+                        return "timeout"
+                    task_id = wait.pop_due(now)
+                    if task_id is None:
+                        await asyncio.sleep((due if wait.deadline is None else min(due, wait.deadline)) - now)
+                        continue
+                    await self._poll(client, wait, task_id)
+                    if since is not None:
+                        wait.count_from_submission(self.timeout or 0.0, since)
+                        left, since = _left(wait), None
+                        limit.reschedule(None if left is None else asyncio.get_running_loop().time() + left)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            return "timeout"
         return "finished"
 
     async def _wait_for_many(self, client: SharedClient, wait: Wait, since: float | None) -> str:
@@ -209,18 +215,6 @@ class GptImgTaskTrigger(BaseTrigger):
             # All triggers of a restarted triggerer would else poll at the same moment.
             late = first is not None and first < now
             wait.add([task_id], max(first or 0.0, now), spread=wait.schedule.poll_interval if late else 0.0)
-
-    async def _poll_in_time(self, client: SharedClient, wait: Wait, task_id: str) -> bool:
-        """Poll, and return whether the poll ended before the deadline."""
-        left = None if wait.deadline is None else wait.deadline - time.time()
-        try:
-            async with asyncio.timeout(left) as limit:
-                await self._poll(client, wait, task_id)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            return False
-        return True
 
     async def _poll(self, client: SharedClient, wait: Wait, task_id: str) -> None:
         outcome: ImageTask | GptImgError
@@ -264,6 +258,10 @@ class GptImgTaskTrigger(BaseTrigger):
                 run_id=ti.run_id,
                 map_index=ti.map_index,
             )
+
+
+def _left(wait: Wait) -> float | None:
+    return None if wait.deadline is None else wait.deadline - time.time()
 
 
 def _seconds(duration: float | timedelta | None) -> float | None:
