@@ -133,7 +133,7 @@ class SharedClient:
                 else:
                     way = self._ways[-1]
                     async with way.slots:
-                        outcome = await self._exchange(way, step)
+                        outcome = await self._exchange(way, self._settings or settings, step)
                 step = conversation.send(outcome)
         except GptImgAuthError as error:
             raise name_connection(error, self.conn_id) from None
@@ -141,10 +141,8 @@ class SharedClient:
             task: ImageTask = done.value
             return task
 
-    async def _exchange(self, way: _Way, call: Call) -> Answer | NoAnswer:
+    async def _exchange(self, way: _Way, settings: ConnectionSettings, call: Call) -> Answer | NoAnswer:
         """Send `call`, a read, and return what came of it; `http.exchange` for an event loop."""
-        settings = self._settings
-        assert settings is not None
         url = self._base_url.with_path(self._base_url.raw_path.rstrip("/") + call.path, encoded=True)
         response: aiohttp.ClientResponse | None = None
         try:

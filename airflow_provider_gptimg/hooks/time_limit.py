@@ -6,11 +6,13 @@ Seen with httpcore 1.0.9; `tests/unit/hooks/test_both_clients.py` holds it.
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 import httpx
@@ -35,22 +37,20 @@ class TimeLimit:
         self._before_send = before_send
         self._stream: Any = None
         self._started = 0.0
-        self._timer: threading.Timer | None = None
 
     def __enter__(self) -> TimeLimit:
         self._started = time.monotonic()
-        self._wait(self._seconds)
+        self._watch = _watch_of(os.getpid())
+        self._watch.add(self)
         return self
 
     def __exit__(self, *error: object) -> None:
-        timer, self._timer = self._timer, None
-        if timer:
-            timer.cancel()
+        self._watch.remove(self)
 
-    def _wait(self, seconds: float) -> None:
-        self._timer = threading.Timer(seconds, self._end)
-        self._timer.daemon = True
-        self._timer.start()
+    @property
+    def ends_at(self) -> float:
+        """When its time is up, by the monotonic clock."""
+        return self._started + self._seconds
 
     def allow(self, seconds: float) -> None:
         """Let the call take so many seconds from its start, rather than those that it was begun with."""
@@ -82,13 +82,49 @@ class TimeLimit:
         """
         self._stream = stream
 
-    def _end(self) -> None:
-        if self._timer is None:
-            return
-        if (left := self._started + self._seconds - time.monotonic()) > 0:
-            self._wait(left)
-            return
+    def end(self) -> None:
+        """Close the connection: the time is up."""
         self.is_over = True
         if self._stream is not None:
             with suppress(OSError):  # it is closed already
                 self._stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+
+
+class _Watch:
+    """Ends the calls of a process whose time is up, with one thread for all: a thread for each call costs more."""
+
+    def __init__(self) -> None:
+        self._limits: set[TimeLimit] = set()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._wakes_at = 0.0
+
+    def add(self, limit: TimeLimit) -> None:
+        with self._changed:
+            self._limits.add(limit)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="gptimg-time-limit", daemon=True)
+                self._thread.start()
+            elif limit.ends_at < self._wakes_at:
+                self._changed.notify()
+
+    def remove(self, limit: TimeLimit) -> None:
+        with self._changed:
+            self._limits.discard(limit)
+
+    def _run(self) -> None:
+        with self._changed:
+            while self._limits:
+                now = time.monotonic()
+                for limit in [limit for limit in self._limits if limit.ends_at <= now]:
+                    self._limits.discard(limit)
+                    limit.end()
+                self._wakes_at = min((limit.ends_at for limit in self._limits), default=now)
+                self._changed.wait(max(0.0, self._wakes_at - now))
+            self._thread = None
+
+
+@lru_cache(maxsize=1)
+def _watch_of(pid: int) -> _Watch:
+    """Return the watch of process `pid`: a forked one has no thread, and perhaps a lock that nobody opens."""
+    return _Watch()
