@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from airflow_provider_gptimg.airflow_compat import AIRFLOW, BaseOperator
+
 try:
     from airflow.sdk import DAG, Param, task, task_group
 except ImportError:  # Airflow 2
@@ -20,4 +24,13 @@ try:
 except ImportError:  # before Airflow 3.2
     from airflow.lineage.hook import HookLineageReader
 
-__all__ = ["DAG", "HookLineageReader", "Param", "TaskDeferred", "task", "task_group"]
+__all__ = ["DAG", "HookLineageReader", "Param", "TaskDeferred", "execute", "task", "task_group"]
+
+
+def execute(operator: BaseOperator, context: Any) -> Any:
+    """Execute as Airflow does: Airflow 2 takes it for nested otherwise, which only works on the main thread."""
+    if AIRFLOW >= (3, 0):
+        return operator.execute(context)
+    from airflow.models.base import _sentinel
+
+    return operator.execute(context, **{f"{type(operator).__name__}__sentinel": _sentinel})

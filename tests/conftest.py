@@ -9,6 +9,7 @@ import functools
 import gc
 import ipaddress
 import json
+import logging
 import os
 import shutil
 import socket
@@ -177,6 +178,22 @@ def _the_tests_own_state_store(request: pytest.FixtureRequest, monkeypatch: pyte
         monkeypatch.setattr(airflow_compat, "NEVER_EXPIRE", None, raising=False)
     if "unit" not in request.path.parts:
         monkeypatch.setattr(stores, "STATE_OUTLASTS_CLEARS", True)
+        if AIRFLOW < (3, 0):  # which has Variables outside of tasks, too, but here without a database
+            monkeypatch.setattr(stores, "has_variables", lambda: False)
+
+
+@pytest.fixture
+def log(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
+    """What was logged since the last time this was called, by Airflow's own loggers and by all others."""
+
+    def read() -> str:
+        printed = "".join(capfd.readouterr())
+        said = caplog.text if AIRFLOW < (3, 1) else printed + caplog.text  # older ones print what they log, too
+        caplog.clear()
+        return said
+
+    caplog.set_level(logging.INFO)
+    return read
 
 
 class Clock:

@@ -42,7 +42,8 @@ class _GptImgBatchDecoratedOperator(FunctionOperator, GptImgBatchToS3Operator):
         self.requests = list(returned) if lazy else returned
         with airflow_verdict():
             self._check_returned()
-        return super().execute(context)
+        # Past DecoratedOperator, which would split the result by `multiple_outputs`, and fails at that on Airflow 3.0.
+        return GptImgBatchToS3Operator.execute(self, context)
 
     def _keep_requests(self, context: Context) -> None:
         if self.deferrable and (ti := context.get("ti")):

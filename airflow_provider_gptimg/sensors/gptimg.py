@@ -161,13 +161,14 @@ class GptImgTaskSensor(WaitMixin, BaseSensorOperator):
 
         :raises GptImgTimeoutError: `execution_timeout` was up in the triggerer. Other sensors then have no retry left.
         """
-        try:
-            return super().resume_execution(next_method, next_kwargs, context)
-        except AirflowSensorTimeout as error:
-            raise GptImgTimeoutError(
-                f"Time was up after execution_timeout={self.execution_timeout}. The image tasks continue and are paid "
-                "for; another attempt waits for the same ones"
-            ) from error
+        with self._verdict():
+            try:
+                return super().resume_execution(next_method, next_kwargs, context)
+            except AirflowSensorTimeout as error:
+                raise GptImgTimeoutError(
+                    f"Time was up after execution_timeout={self.execution_timeout}. The image tasks continue and are "
+                    "paid for; another attempt waits for the same ones"
+                ) from error
 
     def poke(self, context: Context) -> PokeReturnValue | bool:
         """Poll once, and return whether the tasks are finished, with their dicts.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from airflow_names import TaskDeferred
+from airflow_names import TaskDeferred, execute
 from pydantic import JsonValue, TypeAdapter
 
 from airflow_provider_gptimg.airflow_compat import BaseOperator
@@ -89,7 +89,7 @@ class Instance:
 
         :param while_deferred: Called when the operator has deferred and before its trigger runs.
         """
-        call: Callable[[], Any] = lambda: copy.copy(operator).execute(self.context)  # noqa: E731
+        call: Callable[[], Any] = lambda: execute(copy.copy(operator), self.context)  # noqa: E731
         while True:
             try:
                 return call()

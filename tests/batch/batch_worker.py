@@ -36,6 +36,9 @@ def prepare() -> None:
 
 
 def main() -> None:
+    # Whatever else is printed, by an import for instance, is no answer.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     # All that an attempt imports is imported once.
     for module in (
         "airflow.providers.amazon.aws.hooks.s3",
@@ -48,8 +51,6 @@ def main() -> None:
     ):
         import_module(module)
     prepare()
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     print("ready", file=answers)
     for line in sys.stdin:
         receiver, sender = os.pipe()

@@ -102,12 +102,10 @@ def test_brings_all_images_to_s3(
 
 
 def test_one_that_holds_a_worker_says_so_once_and_names_the_way_out(
-    emulator: Any, instance: Instance, s3: Any, deferrable: bool, capfd: Any, caplog: Any
+    emulator: Any, instance: Instance, s3: Any, deferrable: bool, log: Any
 ) -> None:
-    caplog.set_level("INFO")
     instance.run(batch(prompts(6), max_in_flight=2, deferrable=deferrable))
-    log = "".join(capfd.readouterr()) + caplog.text
-    assert log.count("deferrable=True") == (0 if deferrable else 1)
+    assert log().count("deferrable=True") == (0 if deferrable else 1)
 
 
 def test_succeeds_with_what_there_is(emulator: Any, instance: Instance, stored: Any) -> None:

@@ -4,7 +4,7 @@
 python tests/compat/matrix.py run [NAME …]    e.g. 3.0-lowest; all without a name; --short: what a gate has time for
 python tests/compat/matrix.py gallery [NAME]  the gallery's tests, browser included; 3.1-newest without a name
 python tests/compat/matrix.py lock [NAME …]   resolve tests/compat/airflow-NAME.lock again
-python tests/compat/matrix.py table           the Markdown table of the last full run, for the README
+python tests/compat/matrix.py table           the Markdown table of the last runs that were not short, for the README
 """
 
 from __future__ import annotations
@@ -108,16 +108,9 @@ def run(name: str, python: str, tests: Iterable[str], without: str = SLOW) -> di
         return None
     report = interpreter.parent / "junit.xml"
     started = monotonic()
-    options = [
-        "-m",
-        f"not ({without})",
-        "--numprocesses",
-        "logical",
-        "--dist",
-        "loadfile",
-        "--quiet",
-        f"--junit-xml={report}",
-    ]
+    # As in `make test`: three processes for two cores.
+    options = ["--numprocesses", str((os.cpu_count() or 2) * 3 // 2), "--dist", "loadfile", "--no-loadscope-reorder"]
+    options += ["-m", f"not ({without})", "--quiet", "--tb=short", f"--junit-xml={report}"]
     env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     failed = subprocess.run([interpreter, "-m", "pytest", *options, *tests], cwd=ROOT, env=env).returncode
     suite = ElementTree.parse(report).getroot()[0]
@@ -131,7 +124,15 @@ def run(name: str, python: str, tests: Iterable[str], without: str = SLOW) -> di
             ("common-compat", "apache-airflow-providers-common-compat"),
         )
     }
-    return {**versions, "python": python, **counts, "ok": not failed, "seconds": round(monotonic() - started)}
+    ended = {"ok": not failed, "seconds": round(monotonic() - started)}
+    return {"name": name, **versions, "python": python, **counts, **ended}
+
+
+def keep(results: Iterable[dict[str, Any]]) -> None:
+    """Write the results over those of earlier runs in the same environments, and keep the others."""
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    rows = {(row["name"], row["python"]): row for row in (*known, *results)}
+    RESULTS.write_text(json.dumps([rows[key] for key in sorted(rows)], indent=1) + "\n")
 
 
 def table(results: Iterable[dict[str, Any]]) -> str:
@@ -183,8 +184,8 @@ def main() -> int:
             else:
                 results.append(result)
     print(table(results))
-    if not (arguments.names or arguments.short):
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    if not arguments.short:
+        keep(results)
     return 0 if results and all(row["ok"] for row in results) else 1
 
 

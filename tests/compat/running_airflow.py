@@ -95,6 +95,14 @@ class Airflow2(StandaloneAirflow):
         for name in ("scheduler", "triggerer"):
             self._components[name] = self._airflow(name, [name, "--skip-serve-logs"])
 
+    def stop(self) -> None:
+        from airflow.jobs.job import Job
+        from airflow.utils.session import create_session
+
+        super().stop()
+        with create_session() as session:
+            session.query(Job).delete()  # else `DAG.test` leaves its triggers to the triggerer that was here
+
     def queue(self, dag_id: str, conf: Mapping[str, object]) -> Run2:
         from airflow.api.common.trigger_dag import trigger_dag
         from airflow.models.dag import DagModel

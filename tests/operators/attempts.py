@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from airflow_names import TaskDeferred
+from airflow_names import TaskDeferred, execute
 from pydantic import JsonValue, TypeAdapter
 
 from airflow_provider_gptimg.airflow_compat import AirflowFailException, BaseOperator
@@ -94,7 +94,7 @@ class Instance:
         self.xcoms.clear()
         self.deferrals.clear()
         self.events.clear()
-        call: Callable[[], Any] = lambda: copy.copy(operator).execute(self.context)  # noqa: E731
+        call: Callable[[], Any] = lambda: execute(copy.copy(operator), self.context)  # noqa: E731
         while True:
             try:
                 return call()
@@ -111,7 +111,7 @@ class Instance:
         """Execute, and return the deferral that this must end in."""
         self.try_number += 1
         with pytest.raises(TaskDeferred) as caught:
-            copy.copy(operator).execute(self.context)
+            execute(copy.copy(operator), self.context)
         return caught.value
 
     def kill(self, operator: BaseOperator) -> None:
@@ -119,7 +119,7 @@ class Instance:
         self.try_number += 1
         self.killed_at_push = True
         with pytest.raises(Killed):
-            copy.copy(operator).execute(self.context)
+            execute(copy.copy(operator), self.context)
         self.killed_at_push = False
 
     def clear(self) -> None:

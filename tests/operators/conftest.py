@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,7 +9,6 @@ import pytest
 from attempts import Instance, StateStore
 
 from airflow_provider_gptimg import polling
-from airflow_provider_gptimg.airflow_compat import AIRFLOW
 from airflow_provider_gptimg.emulator import Emulator
 
 
@@ -35,20 +33,6 @@ QUICK = {"poll_interval": 0.02, "first_poll_after": 0, "timeout": 5}
 def quick(emulator: Any, connect: Callable[..., None]) -> Callable[..., None]:
     """Set the connection anew with further extras: `quick(timeout=0.2)`."""
     return lambda password=None, **extra: connect(emulator, password=password, **{**QUICK, **extra})
-
-
-@pytest.fixture
-def log(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
-    """What was logged since the last time this was called, by Airflow's own loggers and by all others."""
-
-    def read() -> str:
-        printed = "".join(capfd.readouterr())
-        said = caplog.text if AIRFLOW < (3, 1) else printed + caplog.text  # older ones print what they log, too
-        caplog.clear()
-        return said
-
-    caplog.set_level(logging.INFO)
-    return read
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import threading
 import time
 
 import pytest
+from airflow_names import execute
 from attempts import fails_at_once, may_be_retried
 from PIL import Image
 
-from airflow_provider_gptimg.airflow_compat import AIRFLOW
 from airflow_provider_gptimg.exceptions import (
     GptImgAuthError,
     GptImgMediaError,
@@ -383,7 +383,6 @@ class TestWhatIsThereAlready:
         assert in_bucket(s3) == {key: b"somebody else's"}
 
 
-@pytest.mark.skipif(AIRFLOW < (3, 0), reason="Airflow 2 lets no operator execute on another thread")
 class TestRaces:
     def test_an_object_that_appears_during_the_download_is_not_overwritten(self, emulator, instance, s3):
         task_id = emulator.add_task()
@@ -400,7 +399,7 @@ class TestRaces:
     def test_two_runs_at_once_make_one_object_and_both_succeed(self, emulator, instance, s3):
         task_id = emulator.add_task()
         emulator.fault("image", "hang_after", times=2)
-        runs = [in_thread(lambda: transfer(task_id).execute({})) for _ in range(2)]
+        runs = [in_thread(lambda: execute(transfer(task_id), {})) for _ in range(2)]
         until(lambda: emulator.waiting("hang_after") == 2)
         emulator.release()
         results = [run()[0] for run in runs]
@@ -514,7 +513,8 @@ class TestWaiting:
         assert first.trigger.gptimg_task_id == [waiting]
         assert first.trigger.deadline == pytest.approx(created + 600, abs=30)
         assert in_bucket(s3) == {}
-        operator.execute = lambda context: operator.execute_complete(context, {"status": "finished"}, **first.kwargs)
+        event = {"status": "finished"}
+        operator.execute = lambda context, **of_airflow_2: operator.execute_complete(context, event, **first.kwargs)
         assert instance.defer(operator).trigger.deadline == first.trigger.deadline
 
     @pytest.mark.parametrize("event", [{"status": "finished"}, {"status": "unheard of"}, "success", None], ids=repr)

@@ -237,6 +237,12 @@ class TestSkips:
         with pytest.raises(AirflowSkipException):
             instance.attempt(operator)
 
+    @pytest.mark.parametrize("how", ["soft_fail", "never_fail"])
+    def test_when_its_trigger_fails(self, instance, how):
+        operator = GptImgTaskSensor(task_id="wait", gptimg_task_id="id", deferrable=True, **{how: True})
+        with pytest.raises(AirflowSkipException):
+            operator.resume_execution("__fail__", {"error": "Trigger failure"}, instance.context)
+
     @pytest.mark.parametrize("mode", ["poke", "reschedule"])
     @pytest.mark.parametrize("how", ["soft_fail", "never_fail"])
     def test_when_the_connection_is_missing(self, instance, deferrable, mode, how):
