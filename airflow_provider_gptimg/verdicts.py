@@ -101,9 +101,13 @@ def retry_policy_argument(retry_policy: Any) -> dict[str, Any]:
     return {} if RetryPolicy is None else {"retry_policy": retry_policy or GptImgRetryPolicy()}
 
 
-def operator_arguments(operator: type) -> set[str]:
-    """Return the names of all arguments of an operator, those of Airflow too."""
-    constructors = (vars(each)["__init__"] for each in operator.__mro__ if "__init__" in vars(each))
+def operator_arguments(operator: type, of_airflow: bool = True) -> set[str]:
+    """Return the names of an operator's arguments.
+
+    :param of_airflow: Those of Airflow's own classes too.
+    """
+    classes = [each for each in operator.__mro__ if of_airflow or not each.__module__.startswith("airflow.")]
+    constructors = (vars(each)["__init__"] for each in classes if "__init__" in vars(each))
     return {name for each in constructors for name in inspect.signature(each).parameters}
 
 
@@ -118,7 +122,9 @@ def unknown_arguments(operator: type, names: Iterable[str]) -> Iterator[None]:
     except (TypeError, AirflowException) as error:
         known = operator_arguments(operator)
         shown = getattr(operator, "custom_operator_name", operator.__name__)
+        own = operator_arguments(operator, of_airflow=False)
         for name in names:
-            if name not in known and (near := nearest(name, known)):
+            # Airflow has many arguments: of those, only a likely one is a hint.
+            if name not in known and (near := nearest(name, own) or nearest(name, known, cutoff=0.75)):
                 error.add_note(f"{shown} has no argument {name!r}: did you mean {near!r}?")
         raise

@@ -42,12 +42,15 @@ def clean_url(url: str) -> str:
     return clean(re.split(r"[?#]", url, maxsplit=1)[0], 200)
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that a misspelt one probably meant, whatever its case; None if none is near."""
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Return the known name that a misspelt one probably meant, whatever its case; None if none is near.
+
+    :param cutoff: How near it is at least, from 0 to 1 (`difflib`).
+    """
     from difflib import get_close_matches
 
     by_lower_case = {each.lower(): each for each in known}
-    near = get_close_matches(name.lower(), by_lower_case, n=1)
+    near = get_close_matches(name.lower(), by_lower_case, n=1, cutoff=cutoff)
     return by_lower_case[near[0]] if near else None
 
 

@@ -64,12 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m airflow_provider_gptimg.sandbox",
         description="Run an example DAG, or your own, on a throw-away Airflow, with a stand-in for the API and an S3 "
-        f"in memory. The images are saved to ./{OUTPUT}/.",
+        f"in memory. The images of a run that succeeds are saved to ./{OUTPUT}/.",
         epilog="With GPTIMG_API_KEY and GPTIMG_BUCKET in the environment it runs on the real API, which costs "
         "credits, and on the real S3.",
     )
     parser.add_argument("--dags-folder", type=Path, metavar="DIR", help="your DAGs; default: the package's examples")
-    parser.add_argument("--dag", metavar="NAME", help=f"default: the folder's only DAG, or {DEFAULT_EXAMPLE}")
+    parser.add_argument(
+        "--dag", metavar="NAME", help=f"which one to run at once; default: the folder's only DAG, or {DEFAULT_EXAMPLE}"
+    )
     parser.add_argument(
         "--put",
         type=Path,
@@ -215,7 +217,7 @@ def _choose(found: FoundDags, options: argparse.Namespace, console: Console) -> 
 
 def _show_places(airflow: StandaloneAirflow, services: Services, own: Path | None, console: Console) -> None:
     places = {"Airflow": f"{airflow.url}", "Login": f"{airflow.username}, password {airflow.password}"}
-    places |= services.addresses | {"Images": f"saved to {OUTPUT.resolve()}"}
+    places |= services.addresses | {"Images": f"of runs that succeed are saved to {OUTPUT.resolve()}"}
     places["Home"] = f"AIRFLOW_HOME={airflow.home}; with it, the command line works too: airflow tasks clear …"
     if services.settings:
         variables = " ".join(f"{name}={value}" for name, value in services.settings.items())
@@ -247,7 +249,7 @@ def _show(run: DagRun, services: Services, console: Console) -> bool:
     console.print()
     if not succeeded:
         show.show_failures(run, console)
-        console.print(f"\n{run.dag_id} failed; the log above says why.")
+        console.print(f"\n{run.dag_id} failed, so no images were saved; the log above says why.")
         return False
     show.show_stages(run, console)
     objects = show.mirrored_objects(run, services.s3)

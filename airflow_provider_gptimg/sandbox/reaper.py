@@ -15,7 +15,10 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["kill", "processes_of", "start"]
+__all__ = ["OWNER", "kill", "processes_of", "start"]
+
+OWNER = "GPTIMG_THROW_AWAY_AIRFLOW"
+"""Environment variable of all its processes: its home. A command of the user's has at most the AIRFLOW_HOME."""
 
 
 def start(home: Path) -> subprocess.Popen[bytes]:
@@ -26,11 +29,11 @@ def start(home: Path) -> subprocess.Popen[bytes]:
 
 
 def processes_of(home: Path) -> list[psutil.Process]:
-    """Return all processes that have `home` as their AIRFLOW_HOME, orphans too."""
+    """Return all processes that the Airflow in `home` has started, orphans too."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if process.environ().get("AIRFLOW_HOME") == str(home):
+            if process.environ().get(OWNER) == str(home):
                 found.append(process)
     return found
 

@@ -227,6 +227,7 @@ def settings_of(home: Path, url: str, dags_folder: Path) -> dict[str, str]:
     loopback = "127.0.0.1,localhost"
     return inherited | {
         "AIRFLOW_HOME": str(home),
+        reaper.OWNER: str(home),
         "AIRFLOW__CORE__DAGS_FOLDER": str(dags_folder),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / "passwords.json"),

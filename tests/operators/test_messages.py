@@ -37,6 +37,8 @@ from airflow_provider_gptimg.transfers.gptimg_to_s3 import GptImgToS3Operator
         (GptImgToS3Operator, {"gptimg_task_id": "x", "bucket": "b"}, "did you mean 's3_bucket'?"),
         (GptImgBatchToS3Operator, {"requests": [], "max_inflight": 3}, "did you mean 'max_in_flight'?"),
         (GptImgTaskSensor, {"gptimg_task_id": "x", "retrys": 3}, "did you mean 'retries'?"),
+        (GptImgTaskSensor, {"gptimg_task_id": "x", "task_ids": 3}, "did you mean 'gptimg_task_id'?"),
+        (GptImgBatchToS3Operator, {"requests": [], "bucket": "b"}, "did you mean 's3_bucket'?"),
     ],
 )
 def test_a_misspelt_argument_of_an_operator(operator, arguments, hint):
@@ -44,6 +46,13 @@ def test_a_misspelt_argument_of_an_operator(operator, arguments, hint):
         operator(task_id="slip", **arguments)
     # As Airflow shows why a DAG file cannot be imported.
     assert hint in "".join(traceback.format_exception(caught.value))
+
+
+def test_no_argument_is_suggested_that_only_looks_alike():
+    """Airflow has `params`."""
+    with pytest.raises(Exception, match="Invalid arguments") as caught:
+        GptImgBatchToS3Operator(task_id="slip", requests=[], promts=["a cat"])
+    assert "did you mean" not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize("operator", [GptImgTaskSensor, GptImgToS3Operator])
