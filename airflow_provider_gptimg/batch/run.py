@@ -67,7 +67,7 @@ class Batch:
         log: Any,
         reuse: Reuse,
     ) -> None:
-        self.entries = ledger.enter(requests)
+        self.entries: list[Entry] = ledger.enter(requests)
         self.pace = pace
         self._attempt = attempt
         self._ledger = ledger

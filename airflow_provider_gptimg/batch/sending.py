@@ -35,7 +35,7 @@ class Sender:
     """
 
     def __init__(self, hook: GptImgHook, attempt: Attempt, ledger: Ledger, aws_conn_id: str | None, log: Any) -> None:
-        self.sending = 0
+        self.sending: int = 0
         """Submits that are under way right now."""
         self._hook = hook
         self._attempt = attempt

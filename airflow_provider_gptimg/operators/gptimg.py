@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_gptimg.airflow_compat import BaseOperator, conf
 from airflow_provider_gptimg.links.gptimg import FirstImageLink, first_image_url, known_links, task_links
@@ -52,9 +52,9 @@ class GptImgSubmitOperator(BaseOperator):
         "gptimg_conn_id",
         "aws_conn_id",
     )
-    template_fields_renderers = {"extra_body": "json"}  # noqa: RUF012 - Airflow's way
+    template_fields_renderers: ClassVar[dict[str, str]] = {"extra_body": "json"}
     ui_color = "#f3e8ff"
-    operator_extra_links = task_links()
+    operator_extra_links: Any = task_links()
     reuse: bool | timedelta = False
     generation: str | None = None
     _submission: Submission | None = None
@@ -166,7 +166,7 @@ class GptImgGenerateOperator(GptImgSubmitOperator, WaitMixin):
     """
 
     template_fields: Sequence[str] = (*GptImgSubmitOperator.template_fields, "generation")
-    operator_extra_links = task_links(FirstImageLink())
+    operator_extra_links: Any = task_links(FirstImageLink())
 
     def __init__(
         self,

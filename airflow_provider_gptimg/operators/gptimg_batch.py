@@ -251,7 +251,7 @@ class GptImgBatchToS3Operator(GptImgToS3Operator):
         if ti := context.get("ti"):
             ti.xcom_push(key="credits", value=report.charged)
         self._lineage = pattern, objects
-        self.operator_extra_links = known_links(S3ObjectsLink, objects_url(s3, objects))
+        self.operator_extra_links: Any = known_links(S3ObjectsLink, objects_url(s3, objects))
         report_to_collector(s3, objects)
         summary = report.summary(manifest.uri if manifest else None)
         self.log.info("Batch: %s", summary)

@@ -64,7 +64,7 @@ class GptImgTaskSensor(WaitMixin, BaseSensorOperator):
 
     template_fields: Sequence[str] = ("gptimg_task_id", "gptimg_conn_id")
     ui_color = "#ede9fe"
-    operator_extra_links = task_links(FirstImageLink())
+    operator_extra_links: Any = task_links(FirstImageLink())
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class GptImgTaskSensor(WaitMixin, BaseSensorOperator):
         self.gptimg_task_id = gptimg_task_id
         self.gptimg_conn_id = gptimg_conn_id
         self.deferrable = deferrable
-        self.poll_interval = poll_interval
+        self.poll_interval: float | None = poll_interval
         self.first_poll_after = first_poll_after
         self.end_from_trigger = end_from_trigger
         self.wants_start_from_trigger = start_from_trigger
@@ -115,7 +115,7 @@ class GptImgTaskSensor(WaitMixin, BaseSensorOperator):
             return
         from airflow.triggers.base import StartTriggerArgs
 
-        self.start_trigger_args = StartTriggerArgs(
+        self.start_trigger_args: StartTriggerArgs = StartTriggerArgs(
             trigger_cls="airflow_provider_gptimg.triggers.gptimg.GptImgTaskTrigger",
             trigger_kwargs={
                 "gptimg_task_id": task_id,
@@ -129,7 +129,7 @@ class GptImgTaskSensor(WaitMixin, BaseSensorOperator):
             next_kwargs=None,
             timeout=self.execution_timeout,
         )
-        self.start_from_trigger = True
+        self.start_from_trigger: bool = True
 
     def execute(self, context: Context) -> Any:
         """Return the finished task or tasks, or defer until they are finished.

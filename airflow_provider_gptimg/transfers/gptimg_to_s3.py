@@ -79,7 +79,7 @@ class GptImgToS3Operator(WaitMixin, BaseOperator):
         "gptimg_conn_id",
     )
     ui_color = "#e0e7ff"
-    operator_extra_links = task_links(S3ObjectsLink())
+    operator_extra_links: Any = task_links(S3ObjectsLink())
 
     def __init__(
         self,

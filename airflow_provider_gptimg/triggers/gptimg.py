@@ -65,8 +65,8 @@ class GptImgTaskTrigger(BaseTrigger):
         super().__init__()
         self.gptimg_task_id = gptimg_task_id
         self.gptimg_conn_id = gptimg_conn_id
-        self.poll_interval = _seconds(poll_interval)
-        self.first_poll_after = _seconds(first_poll_after)
+        self.poll_interval: float | None = _seconds(poll_interval)
+        self.first_poll_after: float | None = _seconds(first_poll_after)
         self.deadline = deadline
         self.timeout: float | None = None if timeout is None else check_timeout(timeout)
         self.submitted_at = submitted_at
