@@ -37,6 +37,7 @@ from airflow_provider_gptimg.transfers.gptimg_to_s3 import GptImgToS3Operator
         (GptImgToS3Operator, {"gptimg_task_id": "x", "bucket": "b"}, "did you mean 's3_bucket'?"),
         (GptImgBatchToS3Operator, {"requests": [], "max_inflight": 3}, "did you mean 'max_in_flight'?"),
         (GptImgTaskSensor, {"gptimg_task_id": "x", "retrys": 3}, "did you mean 'retries'?"),
+        (GptImgTaskSensor, {"gptimg_task_id": "x", "retry_dely": 3}, "did you mean 'retry_delay'?"),
         (GptImgTaskSensor, {"gptimg_task_id": "x", "task_ids": 3}, "did you mean 'gptimg_task_id'?"),
         (GptImgBatchToS3Operator, {"requests": [], "bucket": "b"}, "did you mean 's3_bucket'?"),
     ],
