@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m airflow_provider_gptimg.sandbox",
         description="Run an example DAG, or your own, on a throw-away Airflow, with a stand-in for the API and an S3 "
-        f"in memory. The images of a run that succeeds are saved to ./{OUTPUT}/.",
+        f"in memory. The images are saved to ./{OUTPUT}/ when a run has ended.",
         epilog="With GPTIMG_API_KEY and GPTIMG_BUCKET in the environment it runs on the real API, which costs "
         "credits, and on the real S3.",
     )
@@ -212,12 +212,14 @@ def _choose(found: FoundDags, options: argparse.Namespace, console: Console) -> 
         if not options.keep:
             raise LookupError(f"Name one with --dag ({', '.join(found.dag_ids)}), or use --keep and run it in the UI")
         console.print(f"Run one of {', '.join(found.dag_ids)} in the UI.")
+    elif not options.dag:
+        console.print(f"{dag_id} is run once Airflow is up, since it is the only DAG in {options.dags_folder}.")
     return dag_id
 
 
 def _show_places(airflow: StandaloneAirflow, services: Services, own: Path | None, console: Console) -> None:
     places = {"Airflow": f"{airflow.url}", "Login": f"{airflow.username}, password {airflow.password}"}
-    places |= services.addresses | {"Images": f"of runs that succeed are saved to {OUTPUT.resolve()}"}
+    places |= services.addresses | {"Images": f"saved to {OUTPUT.resolve()} when a run has ended"}
     places["Home"] = f"AIRFLOW_HOME={airflow.home}; with it, the command line works too: airflow tasks clear …"
     if services.settings:
         variables = " ".join(f"{name}={value}" for name, value in services.settings.items())
@@ -249,7 +251,7 @@ def _show(run: DagRun, services: Services, console: Console) -> bool:
     console.print()
     if not succeeded:
         show.show_failures(run, console)
-        console.print(f"\n{run.dag_id} failed, so no images were saved; the log above says why.")
+        console.print(f"\n{run.dag_id} failed, so nothing was saved to ./{OUTPUT}/; the log above says why.")
         return False
     show.show_stages(run, console)
     objects = show.mirrored_objects(run, services.s3)

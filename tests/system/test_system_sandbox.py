@@ -198,6 +198,7 @@ def test_it_runs_ones_own_dags_and_reads_them_again_when_they_change(own, tmp_pa
             raise AssertionError("".join(lines))
 
         read_until(r"^Uploaded s3://my-data/prompts\.csv\.$")
+        read_until(r"^poster is run once Airflow is up, since it is the only DAG in own\.$")
         url = read_until(r"^Airflow +(http://\S+)")[1]
         username, password = read_until(r"^Login +(\S+), password (\S+)").groups()
         tasks = read_until(r"^API +(http://\S+) .*, key gptimg-emulator-key;")[1] + "/_emulator/tasks"
