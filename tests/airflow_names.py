@@ -29,7 +29,7 @@ __all__ = ["DAG", "HookLineageReader", "Param", "TaskDeferred", "execute", "task
 
 def execute(operator: BaseOperator, context: Any) -> Any:
     """Execute as Airflow does: Airflow 2 takes it for nested otherwise, which only works on the main thread."""
-    if AIRFLOW >= (3, 0):
+    if AIRFLOW >= (3, 0) or operator.execute.__name__ != "execute":
         return operator.execute(context)
     from airflow.models.base import _sentinel
 

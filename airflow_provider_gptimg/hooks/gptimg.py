@@ -242,19 +242,21 @@ class GptImgHook(BaseHook):
         """Return whether the API accepts the connection's key, and in words what is wrong if not. Costs no credits."""
         try:
             settings = self.settings
-            with sync_client(settings) as client:
-                accepted, words = judge_probe(exchange(client, settings, probe_call()))
-                if accepted and settings.has_path:
-                    # Below a wrong path the API says 404 to any key, as it does to a good one that asks for no task.
-                    wrong = replace(settings, api_key=uuid4().hex)
-                    if judge_probe(exchange(client, wrong, probe_call()))[0]:
-                        return False, (
-                            f"The host answers a wrong key just the same, so nothing is known of this one: check the "
-                            f"path of {settings.base_url}"
-                        )
-                for name in settings.unknown_extras:
-                    words += f"; {name!r} in the extra has no effect: {extra_hint(name)}"
-                return accepted, words
+            accepted, words = judge_probe(_probe(settings))
+            if accepted and settings.has_path:
+                # Below a wrong path the API says 404 to any key, as it does to a good one that asks for no task.
+                of_wrong_key = _probe(replace(settings, api_key=uuid4().hex))
+                is_same, why = judge_probe(of_wrong_key)
+                if is_same:
+                    return False, (
+                        f"The host answers a wrong key just the same, so nothing is known of this one: check the "
+                        f"path of {settings.base_url}"
+                    )
+                if not (isinstance(of_wrong_key, Answer) and of_wrong_key.status in (401, 403)):
+                    return False, f"Whether the host looks at the key is not known. {why}"
+            for name in settings.unknown_extras:
+                words += f"; {name!r} in the extra has no effect: {extra_hint(name)}"
+            return accepted, words
         except (GptImgError, OSError) as error:
             # Airflow tests what is in the form under a random id.
             return False, str(error).replace(f"Connection {self.gptimg_conn_id!r}", "The connection")
@@ -321,3 +323,9 @@ class GptImgHook(BaseHook):
         except StopIteration as done:
             task: ImageTask = done.value
             return task
+
+
+def _probe(settings: ConnectionSettings) -> Answer | NoAnswer:
+    # On a connection of its own: a host may close one after its answer, and a call that is sent just then is lost.
+    with sync_client(settings) as client:
+        return exchange(client, settings, probe_call())

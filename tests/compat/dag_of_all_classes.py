@@ -42,5 +42,10 @@ with DAG("gptimg_compat", schedule=None, start_date=datetime(2026, 1, 1)) as dag
     def posters():
         return ["f"]
 
+    @task.gptimg_batch(s3_bucket="images", s3_key="cards/{task_id}/{index}{ext}")
+    def cards():
+        return ["g"]
+
     picture()
     posters()
+    cards()

@@ -513,8 +513,7 @@ class TestWaiting:
         assert first.trigger.gptimg_task_id == [waiting]
         assert first.trigger.deadline == pytest.approx(created + 600, abs=30)
         assert in_bucket(s3) == {}
-        event = {"status": "finished"}
-        operator.execute = lambda context, **of_airflow_2: operator.execute_complete(context, event, **first.kwargs)
+        operator.execute = lambda context: operator.execute_complete(context, {"status": "finished"}, **first.kwargs)
         assert instance.defer(operator).trigger.deadline == first.trigger.deadline
 
     @pytest.mark.parametrize("event", [{"status": "finished"}, {"status": "unheard of"}, "success", None], ids=repr)

@@ -177,3 +177,17 @@ class TestProbe:
             monkeypatch.setenv("AIRFLOW_CONN_GPTIMG_DEFAULT", json.dumps(fields))
             assert GptImgHook().test_connection() == (True, "The API accepted the key")
             assert len(server.requests) == 2
+
+    @pytest.mark.parametrize(
+        ("then", "said"),
+        [(b"", "Host unreachable"), (b"HTTP/1.1 429 Slow Down\r\ncontent-length: 0\r\n\r\n", "rate of requests")],
+        ids=["no answer", "rate limit"],
+    )
+    def test_does_not_accept_what_it_could_not_compare(self, monkeypatch, then, said):
+        first = b"HTTP/1.1 404 Not Found\r\ncontent-length: %d\r\n\r\n%b" % (len(self.NOT_FOUND), self.NOT_FOUND)
+        with raw_server(lambda to: to.sendall(first if len(server.requests) == 1 else then)) as server:
+            fields = {"conn_type": "gptimg", "host": f"{server.base_url}/v2", "password": KEY}
+            monkeypatch.setenv("AIRFLOW_CONN_GPTIMG_DEFAULT", json.dumps(fields))
+            accepted, words = GptImgHook().test_connection()
+        assert not accepted
+        assert said in words
