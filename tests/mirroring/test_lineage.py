@@ -63,7 +63,7 @@ def run(airflow_db: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return {
         **json.loads((folder / "result.json").read_text()),
         "base_url": emulator.base_url,
-        "openlineage": [json.loads(line) for line in (folder / "openlineage.jsonl").read_text().splitlines()],
+        "openlineage": folder / "openlineage.jsonl",
     }
 
 
@@ -84,9 +84,11 @@ def test_hook_lineage_goes_from_image_to_object(run):
 
 
 def test_openlineage_event_names_the_folders(run):
+    why = "the oldest OpenLineage provider does not load on Airflow 3.3: it has no airflow.models.mappedoperator"
+    pytest.importorskip("airflow.providers.openlineage.extractors", exc_type=ImportError, reason=why)
     (event,) = [
         event
-        for event in run["openlineage"]
+        for event in map(json.loads, run["openlineage"].read_text().splitlines())
         if event["eventType"] == "COMPLETE" and event["job"]["name"] == "mirroring_lineage.mirror"
     ]
     assert [(dataset["namespace"], dataset["name"]) for dataset in event["inputs"]] == [
