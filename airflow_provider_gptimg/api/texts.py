@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["clean", "clean_url", "nearest", "read_payload", "texts_of", "unsendable"]
+__all__ = ["clean", "clean_url", "nearest", "read_payload", "shorten", "texts_of", "unsendable"]
 
 # After a scheme any question mark begins a query. Without one it may also end a sentence, or be percent-encoded in
 # another URL. A quote ends a query, but not where a signed file name has one: filename*=UTF-8''cat.png&…
@@ -34,6 +34,11 @@ def clean(text: str, limit: int = 300) -> str:
         text = _QUERY.sub(lambda found: f"{found['url'] or ''}?…", text)
         text = _USER_INFO.sub("://***@", _FRAGMENT.sub(r"\1", text))
     text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return shorten(text, limit)
+
+
+def shorten(text: str, limit: int) -> str:
+    """Return at most `limit` characters of a text, the last one an ellipsis if some are left out."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_gptimg.api.tasks import COMPLETED, ImageTask
+from airflow_provider_gptimg.api.texts import shorten
 from airflow_provider_gptimg.batch.entries import Entry
 from airflow_provider_gptimg.exceptions import GptImgError, GptImgTaskNotFoundError, from_dict
 from airflow_provider_gptimg.journal.entries import Submitted, unknown_submission
@@ -73,8 +74,8 @@ class Report:
         if reused := sum(sent.is_reused for sent in self._paid):
             summary["reused"] = reused
         if self.stopped and self.not_submitted:
-            summary["errors"].append(f"{len(self.not_submitted)} were not submitted: {self.stopped}"[:300])
-        summary["errors"] += [f"{name}: {error}"[:300] for name, error in self._errors()][:_SHOWN]
+            summary["errors"].append(shorten(f"{len(self.not_submitted)} were not submitted: {self.stopped}", 300))
+        summary["errors"] += [shorten(f"{name}: {error}", 300) for name, error in self._errors()][:_SHOWN]
         while summary["errors"] and len(json.dumps(summary)) > _SMALL:
             summary["errors"].pop()
         return summary
@@ -94,7 +95,7 @@ class Report:
         chosen = candidates[0]
         if not (self.stopped and is_final(self.stopped, self.on_unknown)):
             chosen = next((error for error in candidates if not is_final(error, self.on_unknown)), chosen)
-        first = "; ".join(f"{name}: {error}"[:200] for name, error in errors[:_SHOWN])
+        first = "; ".join(shorten(f"{name}: {error}", 300) for name, error in errors[:_SHOWN])
         owed = sum(sent.credits for sent in self._paid) - sum(map(_credits, self.mirrored))
         paid = f", delivers what {owed} credits are paid for already and" if owed else ""
         chosen.add_hint(
