@@ -176,7 +176,7 @@ def _the_tests_own_state_store(request: pytest.FixtureRequest, monkeypatch: pyte
 
     if AIRFLOW < (3, 3):
         monkeypatch.setattr(airflow_compat, "NEVER_EXPIRE", None, raising=False)
-    if "unit" not in request.path.parts:
+    if "unit" not in request.path.parts or AIRFLOW >= (3, 3):
         monkeypatch.setattr(stores, "STATE_OUTLASTS_CLEARS", True)
         if AIRFLOW < (3, 0):  # which has Variables outside of tasks, too, but here without a database
             monkeypatch.setattr(stores, "has_variables", lambda: False)

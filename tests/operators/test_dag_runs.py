@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_gptimg.airflow_compat import AIRFLOW
+
 HEADER = """
 from datetime import timedelta
 
@@ -59,10 +61,12 @@ class Run:
         from airflow.utils.session import create_session
 
         with create_session() as session:
+            clear_task_instances(self._dag_run.get_task_instances(session=session), session)
+            session.flush()
             instances = self._dag_run.get_task_instances(session=session)
-            clear_task_instances(instances, session)
-            for ti in instances:
-                ti.try_number += 1  # as the scheduler does
+            if AIRFLOW < (3, 4):  # from which on the clear itself makes the next attempt, otherwise the scheduler does
+                for ti in instances:
+                    ti.try_number += 1
         for ti in instances:
             _run_task(ti=ti, task=self._dag.task_dict[ti.task_id], run_triggerer=True)
         self._read()
