@@ -137,10 +137,11 @@ def keep(results: Iterable[dict[str, Any]]) -> None:
 
 def table(results: Iterable[dict[str, Any]]) -> str:
     """Return the results as a Markdown table."""
-    lines = ["| Airflow | Amazon provider | common-compat | Python | passed | not for it |", f"|{'---|' * 6}"]
+    lines = ["| Airflow | Amazon provider | common-compat | Python | passed | failed | not for it |", f"|{'---|' * 7}"]
     for row in results:
-        passed = row["tests"] - row["failures"] - row["errors"] - row["skipped"]
-        cells = [row["airflow"], row["amazon"], row["common-compat"], row["python"], passed, row["skipped"]]
+        failed = row["failures"] + row["errors"]
+        passed = row["tests"] - failed - row["skipped"]
+        cells = [row["airflow"], row["amazon"], row["common-compat"], row["python"], passed, failed, row["skipped"]]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
