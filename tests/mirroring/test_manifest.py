@@ -150,10 +150,13 @@ def test_duckdb_reads_it(emulator, s3, mirror, tmp_path):
     for name in ("a.jsonl", "b.jsonl"):
         s3.download_file("images", f"manifests/{name}", str(tmp_path / name))
     first, *others = (tmp_path / "a.jsonl").read_text().splitlines()
-    without = [json.dumps(json.loads(first) | {"created_at": time}) for time in (None, "2026-04-22T00:12:03Z", "soon")]
-    (tmp_path / "a.jsonl").write_text("\n".join([first, *others, *without]))
-    (tmp_path / "c.jsonl").write_text(without[0])
+    without = [
+        json.dumps(json.loads(first) | {"created_at": time, "uri": f"s3://images/{number}"})
+        for number, time in enumerate((None, "2026-04-22T00:12:03Z", "soon", None))
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join([first, *others, *without[:3]]))
+    (tmp_path / "c.jsonl").write_text(without[3])
     page = Path(__file__).parents[2].joinpath("docs/classes/to-s3.md").read_text()
-    query = page[page.index("SELECT date_trunc") :].partition("```")[0]
+    query = page[page.index("WITH images") :].partition("```")[0]
     found = duckdb.sql(query.replace("s3://my-images/manifests", str(tmp_path))).fetchall()
     assert sorted((row[1], row[2]) for row in found) == [(3, 6), (5, 10)]
