@@ -150,7 +150,7 @@ def _number(value: Any) -> Any:
 class Decision(Enum):
     """Decision of an attempt; the value is its log line."""
 
-    SUBMIT = "There is no earlier submission: submitting"
+    SUBMIT = "Submitting: no earlier submission can be taken up"
     SUBMIT_CHANGED = "The request was changed since the earlier submission: submitting again, which costs credits again"
     SUBMIT_CLEARED = "The earlier images were delivered and the task was cleared since: submitting again"
     SUBMIT_UNKNOWN = "The outcome of an earlier submission is unknown: submitting again, as on_unknown_submission says"
