@@ -50,7 +50,9 @@ def poll(request: pytest.FixtureRequest) -> Callable[[GptImgHook], ImageTask]:
 def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., object]:
     @contextmanager
     def serve(*lines: str, body: bytes = b"") -> Iterator[RawServer]:
-        head = "\r\n".join([*lines, "", ""]).encode()
+        # The server closes after each answer: a poll that is sent again must not go out on the old connection.
+        closes = ["connection: close"] if lines[0].startswith("HTTP/") else []
+        head = "\r\n".join([*lines, *closes, "", ""]).encode()
         with raw_server(lambda connection: connection.sendall(head + body)) as server:
             fields = {"conn_type": "gptimg", "host": server.base_url, "password": KEY, "extra": {"timeout": 5}}
             monkeypatch.setenv("AIRFLOW_CONN_GPTIMG_DEFAULT", json.dumps(fields))
