@@ -124,8 +124,9 @@ def unknown_arguments(operator: type, names: Iterable[str]) -> Iterator[None]:
         shown = getattr(operator, "custom_operator_name", operator.__name__)
         own = operator_arguments(operator, of_airflow=False)
         for name in names:
+            if name in known:
+                continue
             # Airflow has many arguments: of those, only a likely one is a hint. Every task has its `task_id` already.
-            near = nearest(name, known - {"task_id"}, cutoff=0.75) or nearest(name, own)
-            if name not in known and near:
+            if near := nearest(name, known - {"task_id"}, cutoff=0.75) or nearest(name, own):
                 error.add_note(f"{shown} has no argument {name!r}: did you mean {near!r}?")
         raise

@@ -184,7 +184,7 @@ def _the_tests_own_state_store(request: pytest.FixtureRequest, monkeypatch: pyte
 
 @pytest.fixture
 def log(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
-    """What was logged since the last time this was called, by Airflow's own loggers and by all others."""
+    """Return a function that returns what was logged since its last call, by Airflow's loggers and all others."""
 
     def read() -> str:
         printed = "".join(capfd.readouterr())

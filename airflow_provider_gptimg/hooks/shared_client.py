@@ -133,6 +133,7 @@ class SharedClient:
                 else:
                     way = self._ways[-1]
                     async with way.slots:
+                        # As headers and URL are: of the connection as it was read last.
                         outcome = await self._exchange(way, self._settings or settings, step)
                 step = conversation.send(outcome)
         except GptImgAuthError as error:

@@ -157,7 +157,7 @@ class GptImgTaskTrigger(BaseTrigger):
     async def _wait_for_one(self, client: SharedClient, wait: Wait, since: float | None) -> str:
         """Wait for one task with one time limit and no asyncio task for a poll: thousands of triggers do this."""
         try:
-            async with asyncio.timeout(_left(wait)) as limit:
+            async with asyncio.timeout_at(_ends_at(wait)) as limit:
                 while (due := wait.next_at) is not None:
                     now = time.time()
                     if wait.expired(now):
@@ -169,8 +169,8 @@ class GptImgTaskTrigger(BaseTrigger):
                     await self._poll(client, wait, task_id)
                     if since is not None:
                         wait.count_from_submission(self.timeout or 0.0, since)
-                        left, since = _left(wait), None
-                        limit.reschedule(None if left is None else asyncio.get_running_loop().time() + left)
+                        since = None
+                        limit.reschedule(_ends_at(wait))
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -260,8 +260,11 @@ class GptImgTaskTrigger(BaseTrigger):
             )
 
 
-def _left(wait: Wait) -> float | None:
-    return None if wait.deadline is None else wait.deadline - time.time()
+def _ends_at(wait: Wait) -> float | None:
+    """Return the wait's deadline by the clock of the event loop."""
+    if wait.deadline is None:
+        return None
+    return asyncio.get_running_loop().time() + wait.deadline - time.time()
 
 
 def _seconds(duration: float | timedelta | None) -> float | None:

@@ -36,7 +36,7 @@ def prepare() -> None:
 
 
 def main() -> None:
-    # Whatever else is printed, by an import for instance, is no answer.
+    # An import may print something, too: that must not be read as an answer.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     # All that an attempt imports is imported once.

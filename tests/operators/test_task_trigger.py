@@ -200,6 +200,16 @@ class TestWaiting:
         tasks = [emulator.add_task(status="processing"), emulator.add_task()]
         assert await fire(trigger_for(tasks, wait=0.2)) == {"status": "timeout"}
 
+    async def test_a_poll_that_hangs_ends_with_the_time_since_submission(self, emulator, quick):
+        """The first poll says when that was."""
+        quick(timeout=600)
+        task_id = emulator.add_task(polls=99, created_at=time.time() - 597)
+        waiting = asyncio.create_task(fire(GptImgTaskTrigger(task_id, timeout=600)))
+        await until(lambda: emulator.task(task_id).polls)
+        emulator.fault("poll", "hang_before", times=None)
+        event = await asyncio.wait_for(waiting, 60)
+        assert event["status"] == "timeout"
+
     async def test_a_restart_keeps_the_deadline(self, emulator):
         task_id = emulator.add_task(status="processing")
         trigger = trigger_for(task_id, wait=0.3)

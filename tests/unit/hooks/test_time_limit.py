@@ -53,6 +53,16 @@ def test_short_calls_end_in_their_time_beside_long_ones(ends):
         assert sum(thread.name == "gptimg-time-limit" for thread in threading.enumerate()) == 1
 
 
+def test_one_call_does_not_keep_the_others_from_their_end(ends):
+    ours, theirs = ends
+    with TimeLimit(SHORT) as broken:
+        broken.take(SimpleNamespace())  # has no connection
+        wait_until_over(broken)
+    with take(TimeLimit(SHORT), ours) as limit:
+        wait_until_over(limit)
+    assert theirs.recv(1) == b""
+
+
 def test_a_call_that_has_ended_keeps_its_connection(ends):
     ours, theirs = ends
     with take(TimeLimit(SHORT), ours) as limit:
