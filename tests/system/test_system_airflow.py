@@ -43,7 +43,7 @@ def test_a_killed_task_is_retried_and_a_cleared_one_starts_over(
     assert run.wait() == "success"
     ti = run.task_instance("generate")
     assert (ti["state"], ti["try_number"]) == ("success", 2)
-    assert "submitting" in run.log("generate", try_number=1)
+    assert "Submitting: no earlier submission" in run.log("generate", try_number=1)
     assert "no new submission" in run.log("generate")
     assert [task.charged for task in emulator.tasks] == [2]
 
