@@ -11,6 +11,7 @@ import asyncio
 import datetime
 import ipaddress
 import json
+import random
 import ssl
 import threading
 import time
@@ -34,7 +35,8 @@ class LoopbackApi:
 
     :param folder: Where its certificate goes, and `ca_bundle`: all public authorities and its own, so that reading
         the bundle takes as long as reading a real one.
-    :param latency: Seconds from a request to its answer.
+    :param latency: Seconds from a request to its answer, on average: it varies by half, or what was asked in step would
+        be answered in step.
     """
 
     def __init__(self, folder: Path, latency: float = 0.1) -> None:
@@ -109,7 +111,7 @@ class _Connection(asyncio.Protocol):
             path = self.received.split(b" ", 2)[1].decode()
             self.received = self.received[end + 4 + length :]
             self.api.asked.append((time.time(), path))
-            asyncio.get_running_loop().call_later(self.api.latency, self.answer, path)
+            asyncio.get_running_loop().call_later(self.api.latency * random.uniform(0.5, 1.5), self.answer, path)
 
     def answer(self, path: str) -> None:
         if not self.transport.is_closing():

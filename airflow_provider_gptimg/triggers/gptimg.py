@@ -164,6 +164,7 @@ class GptImgTaskTrigger(BaseTrigger):
                         return "timeout"
                     task_id = wait.pop_due(now)
                     if task_id is None:
+                        due = wait.schedule.in_step(due)
                         await asyncio.sleep((due if wait.deadline is None else min(due, wait.deadline)) - now)
                         continue
                     await self._poll(client, wait, task_id)
@@ -188,8 +189,8 @@ class GptImgTaskTrigger(BaseTrigger):
                     return "some"
                 while len(polls) < _AT_ONCE and (task_id := wait.pop_due(now)) is not None:
                     polls.add(asyncio.create_task(self._poll(client, wait, task_id)))
-                next_at = wait.next_at if len(polls) < _AT_ONCE else None
-                until = [at for at in (next_at, wait.deadline) if at is not None]
+                next_at = None if wait.next_at is None else wait.schedule.in_step(wait.next_at)
+                until = [at for at in (next_at if len(polls) < _AT_ONCE else None, wait.deadline) if at is not None]
                 pause = max(0.0, min(until) - now) if until else None
                 if polls:
                     done, _ = await asyncio.wait(polls, timeout=pause, return_when=asyncio.FIRST_COMPLETED)

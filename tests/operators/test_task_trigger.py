@@ -7,6 +7,7 @@ import asyncio
 import gc
 import itertools
 import json
+import math
 import time
 from datetime import timedelta
 
@@ -231,6 +232,14 @@ class TestWaiting:
         due = time.time() + 0.3
         await fire(trigger_for(task_id, first_poll_at=due))
         assert emulator.task(task_id).poll_times[0] >= due
+
+    @pytest.mark.parametrize("listed", [False, True])
+    async def test_polls_in_step_with_other_triggers(self, emulator, listed):
+        task_id = emulator.add_task()
+        step = math.ceil(time.time() / 0.1 + 2) * 0.1
+        due = step - 0.09
+        await fire(trigger_for([task_id] if listed else task_id, first_poll_at=due, poll_interval=5))
+        assert emulator.task(task_id).poll_times[0] >= step - 0.001
 
     async def test_polls_no_faster_than_told(self, emulator):
         task_id = emulator.add_task(polls=4)
