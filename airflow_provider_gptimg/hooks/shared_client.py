@@ -20,7 +20,6 @@ from weakref import WeakKeyDictionary
 
 import aiohttp
 from aiohttp import hdrs
-from yarl import URL
 
 from airflow_provider_gptimg.api.answers import Answer, NoAnswer
 from airflow_provider_gptimg.api.calls import Call, poll_call
@@ -63,7 +62,6 @@ class SharedClient:
         self.conn_id = conn_id
         self.users: int = 0
         self._settings: ConnectionSettings | None = None
-        self._base_url = URL()
         self._headers: dict[str, str] = {}
         self._read_at = float("-inf")
         self._lock = asyncio.Lock()
@@ -81,7 +79,6 @@ class SharedClient:
             if self._settings is None or age > _FRESH or (self._settings is stale and age > 1.0):
                 settings = await ConnectionSettings.aload(self.conn_id)
                 await self._open(settings)
-                self._base_url = URL(settings.base_url)
                 self._headers = request_headers(settings)
                 self._settings, self._read_at = settings, time.monotonic()
             return self._settings
@@ -144,12 +141,13 @@ class SharedClient:
 
     async def _exchange(self, way: _Way, settings: ConnectionSettings, call: Call) -> Answer | NoAnswer:
         """Send `call`, a read, and return what came of it; `http.exchange` for an event loop."""
-        url = self._base_url.with_path(self._base_url.raw_path.rstrip("/") + call.path, encoded=True)
         response: aiohttp.ClientResponse | None = None
         try:
             async with (
                 asyncio.timeout(settings.call_timeout),
-                way.session.get(url, headers=self._headers, proxy=way.proxy, allow_redirects=False) as response,
+                way.session.get(
+                    settings.base_url + call.path, headers=self._headers, proxy=way.proxy, allow_redirects=False
+                ) as response,
             ):
                 body, flaw = await _receive(response)
         except (aiohttp.ClientError, OSError) as error:
