@@ -135,7 +135,9 @@ def main(arguments: list[str] | None = None) -> int:
     with redirect_stdout(sys.stderr):  # Airflow logs to it
         from airflow_provider_gptimg.airflow_compat import DagBag
 
-        bag = DagBag()
+        bag = DagBag(collect_dags=False)
+        sys.path.append(str(bag.dag_folder))  # as Airflow does: DAG files import modules that lie beside them
+        bag.collect_dags()
     if dag_id not in bag.dags:
         print(f"There is no DAG {dag_id!r} in the DAGs folder {bag.dag_folder}", file=sys.stderr)
         for path, error in bag.import_errors.items():

@@ -7,9 +7,11 @@ import argparse
 import importlib.metadata
 import importlib.util
 import os
+import shlex
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -220,15 +222,22 @@ def _choose(found: FoundDags, options: argparse.Namespace, console: Console) -> 
 def _show_places(airflow: StandaloneAirflow, services: Services, own: Path | None, console: Console) -> None:
     places = {"Airflow": f"{airflow.url}", "Login": f"{airflow.username}, password {airflow.password}"}
     places |= services.addresses | {"Images": f"saved to {OUTPUT.resolve()} when a run has ended"}
-    places["Home"] = f"AIRFLOW_HOME={airflow.home}; with it, the command line works too: airflow tasks clear …"
+    here = {"AIRFLOW_HOME": str(airflow.home)}
+    if own:
+        here["AIRFLOW__CORE__DAGS_FOLDER"] = str(own.resolve())
+    places["Shell"] = f"{_assigned(here)} airflow tasks clear …, or any other command of Airflow"
     if services.settings:
-        variables = " ".join(f"{name}={value}" for name, value in services.settings.items())
-        places["Spending"] = f"AIRFLOW_HOME={airflow.home} {variables} python -m airflow_provider_gptimg.spending"
+        places["Spending"] = f"{_assigned(here | services.settings)} python -m airflow_provider_gptimg.spending"
     if own:
         places["DAGs"] = f"{own.resolve()}, read again a few seconds after a change; switch one on to let it run"
     for name, place in places.items():
         console.print(f"{name:8} {place}", soft_wrap=True)  # to be copied
     console.print()
+
+
+def _assigned(variables: Mapping[str, str]) -> str:
+    """Return environment variables as a shell takes them before a command."""
+    return " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
 
 
 def _watch(airflow: StandaloneAirflow, services: Services, console: Console) -> NoReturn:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -165,15 +166,18 @@ def test_what_the_run_would_refuse_is_said(make, complaint):
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "beside_the_shop.py").write_text("IMAGES = 2\n")
     (tmp_path / "shop.py").write_text(
         "from airflow_names import DAG\n"
+        "from beside_the_shop import IMAGES\n"
         "from airflow_provider_gptimg.operators.gptimg import GptImgSubmitOperator\n"
         "with DAG('shop'):\n"
-        "    GptImgSubmitOperator(task_id='one', prompt='x', n=2)\n"
+        "    GptImgSubmitOperator(task_id='one', prompt='x', n=IMAGES)\n"
         "    GptImgSubmitOperator(task_id='other', prompt='x', n='{{ 2 }}')\n"
     )
     (tmp_path / "broken.py").write_text("from airflow_names import DAG\nraise OSError('broken')\n")
     monkeypatch.setattr("airflow.settings.DAGS_FOLDER", str(tmp_path))
+    monkeypatch.setattr("sys.path", [*sys.path])
 
     assert main(["shop"]) == 0
     out = capsys.readouterr().out

@@ -67,12 +67,13 @@ class TestFault:
         assert len(image_calls(emulator)) == 3
 
     @pytest.mark.parametrize("fault", PASSING, ids=str)
-    def test_that_stays_leaves_nothing_in_the_bucket(self, emulator, instance, s3, task_id, fault):
+    def test_that_stays_leaves_nothing_in_the_bucket(self, emulator, instance, s3, task_id, fault, log):
         emulator.fault("image", fault, times=None)
         with may_be_retried(GptImgMediaError) as caught:
             instance.attempt(transfer(task_id))
         assert f"Image 0 of image task {task_id}" in str(caught.value)
-        assert len(image_calls(emulator)) == 4
+        # The host may not have taken up a call before its time was up.
+        assert log().count("trying again in") == 3 >= len(image_calls(emulator)) - 1
         assert in_bucket(s3) == {}
 
     @pytest.mark.parametrize("fault", FINAL, ids=str)

@@ -202,7 +202,11 @@ def test_it_runs_ones_own_dags_and_reads_them_again_when_they_change(own, tmp_pa
         url = read_until(r"^Airflow +(http://\S+)")[1]
         username, password = read_until(r"^Login +(\S+), password (\S+)").groups()
         tasks = read_until(r"^API +(http://\S+) .*, key gptimg-emulator-key;")[1] + "/_emulator/tasks"
-        assert Path(read_until(r"^Home +AIRFLOW_HOME=(\S+);")[1], "airflow.db").exists()
+        variables, home = read_until(r"^Shell +(AIRFLOW_HOME=(\S+) .*) airflow tasks clear …").groups()
+        assert Path(home, "airflow.db").exists()
+        estimate = f"{variables} {sys.executable} -m airflow_provider_gptimg.cost poster"
+        cost = subprocess.run(estimate, shell=True, capture_output=True, text=True)
+        assert re.search(r"^known in all +1 +2$", cost.stdout, re.M), cost
         spending = read_until(r"^Spending +(AIRFLOW_HOME=.* python -m airflow_provider_gptimg\.spending)$")[1]
         read_until(r"^poster is switched on and follows its schedule \(Asset\)")
         read_until(r"^2 credits charged while it ran, 0 refunded")
