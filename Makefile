@@ -103,6 +103,7 @@ soak: .venv-cluster
 matrix: $(READY)
 	$(BIN)/python -m pytest -m registry tests/compat
 	$(BIN)/python tests/compat/matrix.py run $(if $(SHORT),--short) $(NAMES)
+	$(if $(SHORT)$(NAMES),,$(BIN)/python tests/compat/matrix.py report)
 
 gallery: $(READY)
 	CI=true $(BIN)/python tests/compat/matrix.py gallery $(NAMES)

@@ -4,18 +4,20 @@
 python tests/compat/matrix.py run [NAME …]    e.g. 3.0-lowest; all without a name; --short: what a gate has time for
 python tests/compat/matrix.py gallery [NAME]  the gallery's tests, browser included; 3.1-newest without a name
 python tests/compat/matrix.py lock [NAME …]   resolve tests/compat/airflow-NAME.lock again
-python tests/compat/matrix.py table           the Markdown table of the last runs that were not short, for the README
+python tests/compat/matrix.py report          write docs/matrix.md from the last runs that were not short
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterable
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from time import monotonic
@@ -25,6 +27,7 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
+REPORT = ROOT / "docs/matrix.md"
 UV = [sys.executable, "-m", "uv", "--quiet"]
 
 # With what their own constraints pin, where the newest release breaks this Airflow's API server.
@@ -58,6 +61,19 @@ TESTS_BELOW_3_3 = [
     *("tests/compat", "tests/unit", "tests/operators", "tests/mirroring", "tests/batch", "tests/emulator"),
     *("tests/test_airflow_compat.py", "tests/test_layers.py"),
 ]
+PAGE = """---
+orphan: true
+---
+
+# On every supported Airflow
+
+`make matrix` wrote this page on {date}, on {cores} cores, with airflow-provider-gptimg {version}. Each Airflow ran
+the tests twice: with the lowest versions that the package accepts, on the oldest Python, and with the newest ones.
+Skipped tests are about what this Airflow does not have. Below 3.3 the tests of the docs and the examples are left
+out, which are written for 3.3.
+
+{table}
+"""
 SLOW = "system or chaos or registry"
 SHORT_TESTS = ["tests/compat", "tests/test_airflow_compat.py", "tests/test_layers.py", "tests/test_metadata.py"]
 
@@ -137,7 +153,7 @@ def keep(results: Iterable[dict[str, Any]]) -> None:
 
 def table(results: Iterable[dict[str, Any]]) -> str:
     """Return the results as a Markdown table."""
-    lines = ["| Airflow | Amazon provider | common-compat | Python | passed | failed | not for it |", f"|{'---|' * 7}"]
+    lines = ["| Airflow | Amazon provider | common-compat | Python | passed | failed | skipped |", f"|{'---|' * 7}"]
     for row in results:
         failed = row["failures"] + row["errors"]
         passed = row["tests"] - failed - row["skipped"]
@@ -146,9 +162,30 @@ def table(results: Iterable[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def report() -> None:
+    """Write the page of the docs from the last runs that were not short."""
+    results = json.loads(RESULTS.read_text())
+    page = PAGE.format(
+        date=datetime.date.today().isoformat(),
+        cores=os.cpu_count(),
+        version=version("airflow-provider-gptimg"),
+        table=table(results),
+    )
+    wanted = {(name, python) for name in NAMES for python in pythons_of(name)}
+    if missing := wanted - {(row["name"], row["python"]) for row in results}:
+        page += f"\nNot run, since this Python was not there: {', '.join(f'{n} on {p}' for n, p in sorted(missing))}.\n"
+    REPORT.write_text(page)
+
+
+def pythons_of(name: str) -> list[str]:
+    """Return the Pythons that an environment is to run on."""
+    airflow, _, end = name.partition("-")
+    return PYTHONS.get(airflow, NEWER_PYTHONS) if end == "newest" else [OLDEST_PYTHON]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "gallery", "lock", "table"])
+    parser.add_argument("what", choices=["run", "gallery", "lock", "report"])
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--short", action="store_true")
     arguments = parser.parse_args()
@@ -158,8 +195,8 @@ def main() -> int:
         for name in arguments.names or NAMES:
             lock(name)
         return 0
-    if arguments.what == "table":
-        print(table(json.loads(RESULTS.read_text())))
+    if arguments.what == "report":
+        report()
         return 0
 
     if arguments.what == "gallery":
@@ -172,11 +209,7 @@ def main() -> int:
 
     results = []
     for name in arguments.names or (SHORT if arguments.short else NAMES):
-        airflow = name.partition("-")[0]
-        pythons = [OLDEST_PYTHON]
-        if not arguments.short and name.endswith("newest"):
-            pythons = PYTHONS.get(airflow, NEWER_PYTHONS)
-        for python in pythons:
+        for python in [OLDEST_PYTHON] if arguments.short else pythons_of(name):
             print(f"== {name}, Python {python}", flush=True)
             tests = TESTS_BELOW_3_3 if name.startswith(BELOW_3_3) else ["tests"]
             result = run(name, python, SHORT_TESTS if arguments.short else tests)
