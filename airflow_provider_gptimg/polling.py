@@ -322,7 +322,7 @@ class Wait:
         self.deadline = deadline if deadline > since else since + timeout
 
     def outcome(self, task_id: str) -> ImageTask | GptImgError:
-        """Return the completed task, or the error that stands for what became of it."""
+        """Return the completed task, or the error that says what became of it."""
         outcome = self.outcomes.get(task_id)
         if outcome is None:
             return self._timeout(task_id)

@@ -38,7 +38,7 @@ def submit_call(request: ImageRequest, reference_images_field: str) -> Call:
 def poll_call(task_id: str) -> Call:
     """Return the call that asks for an image task.
 
-    :raises GptImgRequestError: `task_id` is not fit to stand in a URL.
+    :raises GptImgRequestError: `task_id` cannot be part of a URL.
     """
     return Call("GET", f"/api/v1/images/task/{check_task_id(task_id)}", task_id=task_id)
 

@@ -7,7 +7,7 @@ import re
 
 __all__ = ["split_s3_uri"]
 
-# The ARN of an access point stands in the place of a bucket's name, and has slashes itself.
+# The ARN of an access point can replace a bucket's name, and has slashes itself.
 _ACCESS_POINT = re.compile(r"arn:[^/:]+:s3[a-z-]*:[^/:]*:[^/:]*:(?:outpost[/:][^/:]+[/:])?accesspoint[/:][^/:]+(?=/|$)")
 
 

@@ -37,12 +37,12 @@ _TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,254}")
 
 
 def is_task_id(value: object) -> TypeGuard[str]:
-    """Return whether `value` can stand in a URL's path as it is."""
+    """Return whether `value` can be part of a URL's path as it is."""
     return isinstance(value, str) and _TASK_ID.fullmatch(value) is not None and ".." not in value
 
 
 def check_task_id(task_id: object) -> str:
-    """Return `task_id` if it can stand in a URL's path as it is.
+    """Return `task_id` if it can be part of a URL's path as it is.
 
     :raises GptImgRequestError: It is not a text, is empty, or has characters that would change the URL.
     """

@@ -123,7 +123,7 @@ class Entry:
         return sent.attempt < attempt
 
     def standing(self, attempt: int, on_unknown: str) -> Standing:
-        """Return how the request stands in an attempt.
+        """Return what an attempt has to do for the request.
 
         :param on_unknown: `fail` or `resubmit`.
         """

@@ -142,7 +142,7 @@ class Ledger:
         return sum(sent.attempt == self.try_number for sent in sent)
 
     def standing(self, entry: Entry, on_unknown: str) -> Standing:
-        """Return how a request stands in this attempt."""
+        """Return what this attempt has to do for a request."""
         return entry.standing(self.try_number, on_unknown)
 
     def intend(self, entries: Iterable[Entry]) -> dict[Entry, int]:

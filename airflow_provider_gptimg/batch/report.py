@@ -83,7 +83,7 @@ class Report:
     def error(self) -> GptImgError | None:
         """Return the error that the task ends with, whose text counts them all; None if there is none.
 
-        An error that another attempt may mend stands before one that it would not, unless all submission has ended.
+        An error that another attempt may mend comes before one that it would not, unless all submission has ended.
         """
         if self.is_complete:
             return None

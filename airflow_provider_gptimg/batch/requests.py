@@ -58,7 +58,7 @@ def read_requests(
     references_field: str = "image_urls",
     refuse: Callable[[object], None] = lambda value: None,
 ) -> list[BatchRequest]:
-    """Return the requests that an operator's `requests` stands for.
+    """Return the requests that an operator's argument `requests` means.
 
     :param requests: A list of prompts or of dicts of submit arguments, or the `s3://` URI of an object of them:
         CSV with a header if its key ends in `.csv` or `.csv.gz`, else JSON Lines.

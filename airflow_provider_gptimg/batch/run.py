@@ -86,7 +86,7 @@ class Batch:
                 self._in_flight[entry.task_id] = entry
 
     def standing(self, entry: Entry) -> Standing:
-        """Return how a request stands in this attempt."""
+        """Return what this attempt has to do for a request."""
         return self._ledger.standing(entry, self._on_unknown(entry))
 
     def introduce(self) -> None:

@@ -207,7 +207,7 @@ class Server:
         return f"req_{self._random.getrandbits(64):016x}"
 
     def _recorded(self, request: web.Request) -> Call:
-        # The path as it stood on the wire: decoded, it could hold line breaks and tear the log's lines.
+        # The path as it came over the wire: decoded, it could hold line breaks and tear the log's lines.
         call = Call(
             method=request.method,
             path=request.rel_url.raw_path,

@@ -106,7 +106,7 @@ def refuse_key_in_query(parameters: Mapping[str, str]) -> None:
             raise ApiError(
                 400,
                 f"The query parameter {name} is not allowed: send the key as a bearer token, "
-                "and rotate a key that stood in a URL.",
+                "and rotate a key that was part of a URL.",
                 "API_KEY_IN_QUERY",
             )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decode a body while it arrives, within a bound: a few hundred bytes of gzip can stand for gigabytes."""
+"""Decode a body while it arrives, within a bound: a few hundred bytes of gzip can decode to gigabytes."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ class GptImgHook(BaseHook):
             error.add_hint(
                 f"Whether it was accepted cannot be known: up to {submit.credits} credits may have "
                 f"been charged at about {started:%Y-%m-%d %H:%M:%S} UTC; the vendor's transaction log shows whether a "
-                f"charge of {submit.credits} credits stands there"
+                f"charge of {submit.credits} credits is listed there"
             )
             raise
 

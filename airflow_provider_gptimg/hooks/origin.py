@@ -42,7 +42,7 @@ def parse_host(host: str) -> str | IPv4Address | IPv6Address:
 
 
 def in_url(host: str | IPv4Address | IPv6Address) -> str:
-    """Return a host as it stands in a URL."""
+    """Return a host as a URL has it."""
     return f"[{host}]" if isinstance(host, IPv6Address) else str(host)
 
 

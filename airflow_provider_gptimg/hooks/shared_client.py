@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One async client per event loop and connection, shared by all triggers that wait there.
 
-A client a trigger would mean a TLS context, a handshake and a socket for each wait. A semaphore stands before
+A client a trigger would mean a TLS context, a handshake and a socket for each wait. A semaphore guards
 aiohttp's pool, so that waiting in line counts against no time-out, and the number of sockets is bounded whatever the
 number of waits.
 """

@@ -137,7 +137,7 @@ class Submitted:
 
 
 def read_first_release(record: Any) -> Submitted:
-    """Return the submission that a record of release 0.1 stands for."""
+    """Return the submission that a record of release 0.1 describes."""
     fact = record if isinstance(record, Mapping) else {}
     intent = {**fact, "at": fact.get("submitted_at")}
     return Submitted.read("0.1", intent, fact, {"delivered": fact.get("delivered_max_tries")})

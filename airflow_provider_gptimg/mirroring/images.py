@@ -196,7 +196,7 @@ _TELLING_BYTES = 30
 """Bytes from the start of a PNG or WebP that tell its size in pixels."""
 # FF 00 is a byte of data, FF D0 to D7 are in the midst of data, and FF FF is padding.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-# Frame headers of all codings; DHT, JPG and DAC (C4, C8, CC) stand among them.
+# Frame headers of all codings; DHT, JPG and DAC (C4, C8, CC) are among them, and are left out.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_ALONE = frozenset({0x01, 0xD8})
 _JPEG_DATA = 0xDA
