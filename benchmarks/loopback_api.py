@@ -69,7 +69,7 @@ class LoopbackApi:
         return f"https://{HOST}:{self.tls_port}" if tls else f"http://{HOST}:{self.plain_port}"
 
     def forget(self) -> None:
-        """Start counting again from 0; connections that are there already, perhaps of a client that has ended, do not count."""
+        """Start counting again from 0. Connections that are there already do not count: their client may have ended."""
         self.answered_at.clear()
         self.asked.clear()
         self.connections = set()

@@ -9,6 +9,8 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -26,16 +28,22 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 COMMAND = [sys.executable, "-m", "airflow_provider_gptimg.sandbox"]
 
 
-def start(*arguments: str, folder: Path, **env: str) -> subprocess.Popen[str]:
-    """Run the command in `folder`, with all that it makes below."""
-    return subprocess.Popen(
+@contextmanager
+def start(*arguments: str, folder: Path, **env: str) -> Iterator[subprocess.Popen[str]]:
+    """Run the command in `folder`, with all that it makes below, until it ends or the test fails."""
+    with subprocess.Popen(
         [*COMMAND, *arguments],
         cwd=folder,
         env=os.environ | {"TMPDIR": str(folder)} | env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    )
+    ) as command:
+        try:
+            yield command
+        except BaseException:
+            command.terminate()
+            raise
 
 
 def left_in(folder: Path) -> list[object]:
