@@ -46,6 +46,7 @@ PAID_FOR = (
 
 _LONGEST_PAUSE = 60.0
 _STEP = 0.1
+_PHASE = random.uniform(0.0, _STEP)  # noqa: S311 - several triggerers begin at different moments
 NEW_FOR = 60.0
 """Seconds after its submission in which the API may not know a task yet: it may answer from a replica that lags."""
 UNSEEN_FOR = 15.0
@@ -120,15 +121,16 @@ class Schedule:
         spread = uniform(0.0, 0.05 * self.first_poll_after)
         return max(self.first_poll_after + spread - age, self.poll_interval)
 
-    def in_step(self, due: float) -> float:
-        """Return the first moment from `due` on, at most 0.1 s later, at which a triggerer begins polls.
+    def in_step(self, due: float, phase: float = _PHASE) -> float:
+        """Return the first moment from `due` on, at most 0.1 s later, at which this triggerer begins polls.
 
         Thousands of waits share an event loop: to wake it for twenty polls costs little more than to wake it for one.
 
         :param due: Unix seconds.
+        :param phase: Seconds from a full tenth of a second to the moment.
         """
         step = min(_STEP, self.poll_interval / 50)
-        return max(due, math.ceil(due / step) * step)
+        return max(due, math.ceil((due - phase) / step) * step + phase)
 
     def next_try_in(self, failures: int, retry_after: float | None = None, uniform: Uniform = random.uniform) -> float:
         """Return the seconds to wait after so many polls in a row that failed; at least what the API asks for."""

@@ -35,12 +35,13 @@ class LoopbackApi:
 
     :param folder: Where its certificate goes, and `ca_bundle`: all public authorities and its own, so that reading
         the bundle takes as long as reading a real one.
-    :param latency: Seconds from a request to its answer, on average: it varies by half, or what was asked in step would
-        be answered in step.
+    :param latency: Seconds from a request to its answer, on average.
+    :param spread: The share by which it varies: without, what was asked in step would be answered in step.
     """
 
-    def __init__(self, folder: Path, latency: float = 0.1) -> None:
+    def __init__(self, folder: Path, latency: float = 0.1, spread: float = 0.5) -> None:
         self.latency = latency
+        self.spread = spread
         self.ca_bundle = folder / "ca-bundle.pem"
         self.answered_at: list[float] = []
         self.asked: list[tuple[float, str]] = []
@@ -111,7 +112,8 @@ class _Connection(asyncio.Protocol):
             path = self.received.split(b" ", 2)[1].decode()
             self.received = self.received[end + 4 + length :]
             self.api.asked.append((time.time(), path))
-            asyncio.get_running_loop().call_later(self.api.latency * random.uniform(0.5, 1.5), self.answer, path)
+            varied = random.uniform(1 - self.api.spread, 1 + self.api.spread)
+            asyncio.get_running_loop().call_later(self.api.latency * varied, self.answer, path)
 
     def answer(self, path: str) -> None:
         if not self.transport.is_closing():

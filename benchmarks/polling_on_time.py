@@ -112,7 +112,7 @@ def main() -> None:
             configure_logging(json_output=True, output=nowhere, sending_to_supervisor=True)
             asyncio.run(wait(arguments.wait))
     os.sched_setaffinity(0, CPUS[:1])
-    with tempfile.TemporaryDirectory() as folder, LoopbackApi(Path(folder), LATENCY) as api:
+    with tempfile.TemporaryDirectory() as folder, LoopbackApi(Path(folder), LATENCY, spread=0) as api:
         rows = [run(api, waits, Path(folder)) for waits in (1000, 5000, *([10_000] if arguments.full else []))]
     print_table(
         "waits of the default schedule, answers after 300 ms, TLS",

@@ -7,7 +7,6 @@ import asyncio
 import gc
 import itertools
 import json
-import math
 import time
 from datetime import timedelta
 
@@ -16,6 +15,7 @@ from attempts import fire, rebuilt
 
 from airflow_provider_gptimg.hooks import shared_client
 from airflow_provider_gptimg.hooks.connection import DEFAULT_MAX_CONNECTIONS
+from airflow_provider_gptimg.polling import Schedule
 from airflow_provider_gptimg.triggers.gptimg import GptImgTaskTrigger
 
 
@@ -236,7 +236,7 @@ class TestWaiting:
     @pytest.mark.parametrize("listed", [False, True])
     async def test_polls_in_step_with_other_triggers(self, emulator, listed):
         task_id = emulator.add_task()
-        step = math.ceil(time.time() / 0.1 + 2) * 0.1
+        step = Schedule().in_step(time.time() + 0.2)
         due = step - 0.09
         await fire(trigger_for([task_id] if listed else task_id, first_poll_at=due, poll_interval=5))
         assert emulator.task(task_id).poll_times[0] >= step - 0.001

@@ -73,12 +73,12 @@ class TestSchedule:
 
     @given(st.floats(0, 0.09), st.floats(0, 0.09))
     def test_polls_of_a_triggerer_that_are_due_within_a_tenth_of_a_second_begin_together(self, earlier, later):
-        begin = Schedule().in_step(START + 0.005 + earlier)
-        assert begin == Schedule().in_step(START + 0.005 + later) == pytest.approx(START + 0.1, abs=1e-3)
+        begin = Schedule().in_step(START + 0.015 + earlier, phase=0.01)
+        assert begin == Schedule().in_step(START + 0.015 + later, phase=0.01) == pytest.approx(START + 0.11, abs=1e-3)
 
-    @given(st.floats(START, 2 * START), st.floats(0.001, 86_400))
-    def test_and_none_begins_early_or_much_later(self, due, interval):
-        late = Schedule(interval).in_step(due) - due
+    @given(st.floats(START, 2 * START), st.floats(0.001, 86_400), st.floats(0, 0.1))
+    def test_and_none_begins_early_or_much_later(self, due, interval, phase):
+        late = Schedule(interval).in_step(due, phase) - due
         assert 0 <= late <= min(0.1, interval / 50) + 1e-6
 
     @pytest.mark.parametrize(("failures", "pause"), [(1, 5), (2, 10), (3, 20), (4, 40), (5, 60), (50, 60)])
