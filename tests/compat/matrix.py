@@ -144,10 +144,10 @@ def run(name: str, python: str, tests: Iterable[str], without: str = SLOW) -> di
     return {"name": name, **versions, "python": python, **counts, **ended}
 
 
-def keep(results: Iterable[dict[str, Any]]) -> None:
-    """Write the results over those of earlier runs in the same environments, and keep the others."""
+def keep(result: dict[str, Any]) -> None:
+    """Write the result over that of an earlier run in the same environment, and keep the others."""
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    rows = {(row["name"], row["python"]): row for row in (*known, *results)}
+    rows = {(row["name"], row["python"]): row for row in (*known, result)}
     RESULTS.write_text(json.dumps([rows[key] for key in sorted(rows)], indent=1) + "\n")
 
 
@@ -215,11 +215,11 @@ def main() -> int:
             result = run(name, python, SHORT_TESTS if arguments.short else tests)
             if result is None:
                 print(f"There is no Python {python} here: not run")
-            else:
-                results.append(result)
+                continue
+            results.append(result)
+            if not arguments.short:
+                keep(result)
     print(table(results))
-    if not arguments.short:
-        keep(results)
     return 0 if results and all(row["ok"] for row in results) else 1
 
 
