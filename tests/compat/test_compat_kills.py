@@ -175,8 +175,8 @@ def test_a_killed_task_pays_once(seen: dict[Kill, Future[Ended]], kill: Kill) ->
     ended = seen[kill].result()
     assert (ended.states[0], len(ended.sent[0])) == (kill.state, kill.charged), ended.log
     attempts = ended.attempts - bool(kill.clear)
-    # Airflow 2 may find a killed task twice, and then fails the next attempt, too.
-    assert attempts == kill.attempts or (AIRFLOW < (3, 0) and attempts > kill.attempts), ended.log
+    # Before 3.3 Airflow may find a killed task twice, and then fails the next attempt, too: seen on 2.11, 3.0 and 3.2.
+    assert attempts == kill.attempts or (AIRFLOW < (3, 3) and attempts > kill.attempts), ended.log
     if kill.clear:
         more = kill.requests if kill.clear == AGAIN else 0
         assert (ended.states[1], len(ended.sent[1])) == (
